@@ -1,0 +1,46 @@
+"""The table of contents: what there is of each kind, by name.
+
+Adding one of a kind is one file plus one line here. A value is `"module:attribute"`; the same
+spelling works from outside (`dataset="my_lab.thermal:Thermal"`). Nothing is imported until it is named.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pkgutil import resolve_name
+from typing import Any
+
+from models.errors import UsageError
+
+DATASETS = {
+    "toy": "models.datasets.toy:Toy",
+    "folder": "models.datasets.folder:Folder",
+    "msrs": "models.datasets.msrs:MSRS",
+    "soda": "models.datasets.soda:SODA",
+    "scutseg": "models.datasets.scutseg:SCUTSeg",
+}
+GENERATORS = {
+    "syndiff": "models.generators.syndiff:SynDiff",
+    "thermal": "models.generators.thermal:ThermalColour",
+}
+SEGMENTERS = {
+    "prototype": "models.segmenters.prototype:Prototype",
+    "fusion": "models.segmenters.fusion:FusionEnsemble",
+}
+
+
+def find(table: dict[str, str], name: str) -> Any:
+    """The object behind a name of `table`, or behind a dotted `"module:attribute"` path.
+
+    Raises UsageError that lists the valid names.
+    """
+    if name in table:
+        return resolve_name(table[name])
+    if ":" in name:
+        try:
+            return resolve_name(name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"Cannot import {name!r} ({error}); write it as module:attribute.") from error
+    close = get_close_matches(name, table, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"There is no {name!r}; choose one of {', '.join(sorted(table))}.{hint}")

@@ -1,0 +1,30 @@
+"""Every error of ours, with the exit code of the command line.
+
+    ThermofuseError        1
+    ├── UsageError         2   what was asked for does not exist or does not fit
+    ├── BadSample          -   one frame cannot be used; it is quarantined and the stage goes on
+    ├── StageFailed        1   a stage cannot go on (too many bad samples, NaN, a full disk)
+    └── LeaseHeld          3   another run holds the lease
+
+The message is one sentence that says what to do next. Everything else that escapes is a bug.
+"""
+
+
+class ThermofuseError(Exception):
+    exit_code = 1
+
+
+class UsageError(ThermofuseError):
+    exit_code = 2
+
+
+class BadSample(ThermofuseError):
+    """Raised by readers; carries the reason that the quarantine records."""
+
+
+class StageFailed(ThermofuseError):
+    pass
+
+
+class LeaseHeld(ThermofuseError):
+    exit_code = 3
