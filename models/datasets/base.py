@@ -1,0 +1,261 @@
+"""What a dataset is, and the reading that all file datasets share.
+
+Legend: H, W picture height and width in pixels; C number of classes. Label values: 0 background, 1..C classes, 255 ignore.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from models.errors import BadSample, UsageError
+
+IGNORE = 255
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+COLOURS = (  # far apart in RGB, readable over grey pictures; the order is part of every figure, so only append
+    (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240),
+    (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255), (170, 110, 40), (255, 250, 200),
+    (128, 0, 0), (170, 255, 195), (128, 128, 0), (255, 215, 180), (0, 0, 128), (128, 128, 128),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """One frame as a dataset lists it. Paths are relative to the root; None where the layer does not exist.
+
+    split: "train" | "test" | "unlabelled" (infrared without a label) | "visible" (a lone RGB picture).
+    """
+
+    id: str
+    split: str
+    infrared: str | None = None
+    visible: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The pixels of one item: infrared uint8 [H,W], visible uint8 [H,W,3], label uint8 [H,W]; None where absent."""
+
+    infrared: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    label: np.ndarray | None = None
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A collection of thermal frames with class masks.
+
+    Class ids are the position in `classes` plus one. `folds` holds the novel class names of each fold; classes in
+    `ignored` read as 255 and belong to no fold. The constructor raises UsageError when root or layout is missing;
+    `read` raises BadSample with the reason when one frame cannot be used.
+    """
+
+    name: str
+    homepage: str
+    citation: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    folds: tuple[tuple[str, ...], ...]
+    ignored: tuple[str, ...]
+
+    def items(self) -> list[Item]: ...
+    def read(self, item: Item) -> Picture: ...
+
+
+class FileDataset:
+    """Datasets that are files under one root. A subclass states its facts and lists its items.
+
+    `raw_ids` maps the ids of the label files to ids 0..C; without it they are the same. Raw ids that are not in the
+    map, and are not 255, make a frame a BadSample.
+    """
+
+    name: str
+    homepage: str = ""
+    citation: str = ""
+    layout: ClassVar[str] = ""
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    folds: tuple[tuple[str, ...], ...] = ()
+    ignored: tuple[str, ...] = ()
+    raw_ids: ClassVar[dict[int, int] | None] = None
+
+    def __init__(self, root: Path | str | None, **options: Any) -> None:
+        if options:
+            raise UsageError(f"{self.name} has no option {', '.join(sorted(options))}; leave it out.")
+        if root is None or not Path(root).is_dir():
+            raise self.missing(root)
+        self.root = Path(root)
+
+    def missing(self, path: Path | str | None) -> UsageError:
+        source = f" with the data of {self.homepage}" if self.homepage else ""
+        where = path if path is not None else f"<data>/{self.name}"
+        return UsageError(f"{self.name}: nothing usable at {where}; make that folder{source}, laid out as {self.layout}.")
+
+    def items(self) -> list[Item]:
+        raise self.missing(self.root)
+
+    def read(self, item: Item) -> Picture:
+        """The pixels of `item`. Raises BadSample when a file is missing, corrupt, of another size or out of range."""
+        infrared = read_infrared(self.root / item.infrared) if item.infrared else None
+        visible = read_visible(self.root / item.visible) if item.visible else None
+        label = self.read_label(self.root / item.label) if item.label else None
+        check_sizes(infrared=infrared, visible=visible, label=label)
+        return Picture(infrared, visible, label)
+
+    def read_label(self, path: Path) -> np.ndarray:
+        if not path.is_file():
+            raise BadSample(f"unlabelled: there is no {path.name}")
+        raw_ids = self.raw_ids or {i: i for i in range(len(self.classes) + 1)}
+        ignored = [self.classes.index(name) + 1 for name in self.ignored]
+        return map_ids(read_ids(path), raw_ids, ignored, path.name)
+
+
+def map_ids(raw: np.ndarray, ids: dict[int, int], ignored: Iterable[int] = (), name: str = "the label") -> np.ndarray:
+    """Raw label ids [H,W] -> class ids uint8 [H,W] through a table, all at once; `ignored` class ids become 255."""
+    table = np.full(256, -1, dtype=np.int16)
+    for source, target in ids.items():
+        table[source] = target
+    table[IGNORE] = IGNORE
+    table[np.isin(table, list(ignored))] = IGNORE
+    label = table[raw]
+    if (label < 0).any():
+        raise BadSample(f"{name} holds label ids {sorted(set(raw[label < 0].tolist()))[:8]} that no class has")
+    if (label == IGNORE).all():
+        raise BadSample(f"unlabelled: {name} holds nothing but ignored pixels")
+    return label.astype(np.uint8)
+
+
+def open_image(path: Path) -> Image.Image:
+    """A decoded picture. Raises BadSample when the file is missing, truncated or no picture."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise BadSample(f"there is no file {path.name}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadSample(f"{path.name} cannot be decoded ({error.__class__.__name__}: {error})") from error
+    return image
+
+
+def read_infrared(path: Path) -> np.ndarray:
+    """Grey uint8 [H,W]. 16-bit and float frames are scaled per frame; grey stored as RGB is accepted."""
+    image = open_image(path)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return scale_to_8_bit(np.asarray(image))
+    if image.mode in ("L", "LA", "1"):
+        return np.asarray(image.convert("L"))
+    channels = np.asarray(image.convert("RGB"))
+    if np.ptp(channels.astype(np.int16), axis=2).max() > 3:  # 3: what JPEG chroma rounding can do to a grey picture
+        raise BadSample(f"{path.name} is a colour picture where a grey infrared frame is expected")
+    return np.ascontiguousarray(channels[..., 1])
+
+
+def scale_to_8_bit(frame: np.ndarray) -> np.ndarray:
+    """Counts [H,W] of any depth -> uint8 [H,W], the 0.1 and 99.9 percentiles going to 0 and 255."""
+    if not np.isfinite(frame).all():
+        raise BadSample("the infrared frame holds values that are not finite")
+    low, high = np.percentile(frame, (0.1, 99.9))
+    scaled = (frame.astype(np.float64) - low) / max(high - low, 1e-9)
+    return np.round(np.clip(scaled, 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def read_visible(path: Path) -> np.ndarray:
+    """RGB uint8 [H,W,3]."""
+    return np.asarray(open_image(path).convert("RGB"))
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Label ids uint8 [H,W] as stored: grey values, palette indices, or three equal channels."""
+    image = open_image(path)
+    ids = np.asarray(image.convert("L") if image.mode == "LA" else image)
+    if ids.ndim == 3:
+        if np.ptp(ids[..., :3], axis=2).any():
+            raise BadSample(f"{path.name} is a colour picture where class ids are expected")
+        ids = ids[..., 0]
+    if ids.dtype == bool:
+        return ids.astype(np.uint8)
+    if ids.min() < 0 or ids.max() > 255:
+        raise BadSample(f"{path.name} holds label ids beyond 0..255")
+    return ids.astype(np.uint8)
+
+
+def check_sizes(**layers: np.ndarray | None) -> None:
+    """Raises BadSample unless all layers present have one height and width."""
+    sizes = {name: layer.shape[:2] for name, layer in layers.items() if layer is not None}
+    if len(set(sizes.values())) > 1:
+        spelled = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
+        raise BadSample(f"the layers differ in size ({spelled})")
+
+
+def frame_id(path: str) -> str:
+    """A file-name safe id from a path without its suffix: `a/b c` -> `a__b-c`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.strip("/").replace("/", "__"))
+
+
+def unique(items: Iterable[Item]) -> list[Item]:
+    """Items with repeated lines dropped. Raises UsageError when one id means two frames or two splits."""
+    seen: dict[str, Item] = {}
+    for item in items:
+        if seen.setdefault(item.id, item) != item:
+            raise UsageError(
+                f"The frame id {item.id!r} is listed twice ({seen[item.id].split} and {item.split}); "
+                "rename one file or take it off one list."
+            )
+    return list(seen.values())
+
+
+def read_list(path: Path) -> list[list[str]]:
+    """The non-empty lines of a list file, split at white space."""
+    return [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def find_image(folder: Path, stem: str) -> Path | None:
+    """`folder/stem` with whichever picture suffix exists."""
+    return next((path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()), None)
+
+
+def contiguous(classes: Sequence[str], count: int) -> tuple[tuple[str, ...], ...]:
+    """`count` folds of neighbouring classes (PASCAL-5i style); the first ones are one larger when they do not divide."""
+    size, rest = divmod(len(classes), count)
+    starts = [i * size + min(i, rest) for i in range(count + 1)]
+    return tuple(tuple(classes[start:stop]) for start, stop in zip(starts, starts[1:], strict=False))
+
+
+def interleaved(classes: Sequence[str], count: int) -> tuple[tuple[str, ...], ...]:
+    """`count` folds {i, i + count, i + 2 count, ...} (COCO-20i style)."""
+    return tuple(tuple(classes[start::count]) for start in range(count))
+
+
+def make_folds(classes: Sequence[str], count: int, style: str) -> tuple[tuple[str, ...], ...]:
+    """Folds by style name: "contiguous" or "interleaved"."""
+    styles = {"contiguous": contiguous, "interleaved": interleaved}
+    if style not in styles:
+        raise UsageError(f"There are no {style!r} folds; choose contiguous or interleaved.")
+    return styles[style](classes, count)
+
+
+def check_folds(classes: Sequence[str], folds: Sequence[Sequence[str]], ignored: Sequence[str]) -> None:
+    """Raises UsageError unless every fold names known classes, none twice, and none of the ignored."""
+    named = [name for fold in folds for name in fold]
+    unknown = sorted(set(named) - set(classes))
+    if unknown:
+        raise UsageError(f"The folds name {', '.join(unknown)}; the classes are {', '.join(classes)}.")
+    twice = sorted({name for name in named if named.count(name) > 1} | (set(named) & set(ignored)))
+    if twice:
+        raise UsageError(f"The folds name {', '.join(twice)} twice or although ignored; name each class in one fold.")
+
+
+def colours(count: int) -> tuple[tuple[int, int, int], ...]:
+    """`count` fixed colours; past the hand-picked ones, steps of the golden angle around the colour wheel."""
+    import colorsys
+
+    more = (colorsys.hsv_to_rgb(i * 0.61803399 % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.2 * (i % 3)) for i in range(count))
+    extra = tuple(tuple(round(255 * part) for part in colour) for colour in more)
+    return (COLOURS + extra)[:count]
