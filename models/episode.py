@@ -102,8 +102,9 @@ def check_enough(frames: Frames, index: Mapping[int, Sequence[str]], shots: int,
     for label, ids in index.items():
         if len(ids) <= shots:
             raise UsageError(
-                f"Class {frames.class_name(label)!r} of {frames.dataset} has {len(ids)} frames with {min_pixels} pixels "
-                f"or more and {shots}-shot episodes need {shots + 1}; use fewer shots or min_pixels, or other folds."
+                f"Class {frames.class_name(label)!r} of {frames.dataset} has {len(ids)} frames with {min_pixels} "
+                f"pixels or more and {shots}-shot episodes need {shots + 1}; "
+                "use fewer shots, fewer min_pixels, or other folds."
             )
 
 
@@ -140,14 +141,15 @@ def bam1000(
     """
     index = class_index(frames, sorted(classes), min_pixels, split)
     check_enough(frames, index, shots, min_pixels)
-    listed = [id for id in frames.ids(split) if any(id in ids for ids in index.values())]
+    eligible = {id for ids in index.values() for id in ids}
+    listed = [id for id in frames.ids(split) if id in eligible]
     episodes = []
     for turn in range(queries):
-        round_, place = divmod(turn, len(listed))
+        walk, place = divmod(turn, len(listed))
         query = listed[place]
         present = [label for label in index if frames.pixels(query).get(label, 0)]
-        label = draw(present, 1, seed, query, round_)[0]
-        episodes.append(_episode(index, label, query, shots, seed, fold, (seed, query, label, round_)))
+        label = draw(present, 1, seed, query, walk)[0]
+        episodes.append(_episode(index, label, query, shots, seed, fold, (seed, query, label, walk)))
     return episodes
 
 
@@ -156,7 +158,9 @@ def _episode(index, label, query, shots, seed, fold, key) -> EpisodeKey:
     return EpisodeKey(fold, label, query, tuple(draw(others, shots, *key)), seed)
 
 
-def exam(frames: Frames, fold: int, settings: EpisodeSettings, classes: Iterable[int] | None = None) -> list[EpisodeKey]:
+def exam(
+    frames: Frames, fold: int, settings: EpisodeSettings, classes: Iterable[int] | None = None
+) -> list[EpisodeKey]:
     """All episodes of one fold over all seeds; `classes` stands in for the novel ones (held-out base classes)."""
     if settings.protocol not in PROTOCOLS:
         raise UsageError(f"There is no protocol {settings.protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
@@ -201,7 +205,9 @@ def sample_training_episode(
     """
     usable = [label for label in classes if len(frames_index[label]) > shots]
     if not usable:
-        raise UsageError(f"No base class has {shots + 1} frames for {shots}-shot training; use fewer shots or min_pixels.")
+        raise UsageError(
+            f"No base class has {shots + 1} frames for {shots}-shot training; use fewer shots or min_pixels."
+        )
     label = draw(usable, 1, seed, step, "class")[0]
     query, *supports = draw(frames_index[label], shots + 1, seed, step, label)
     return EpisodeKey(-1, label, query, tuple(supports), seed)

@@ -85,7 +85,7 @@ class Frames:
     def path(self, id: str, layer: str) -> Path:
         """The file of a layer. Raises UsageError when the frame has no such layer."""
         if not self.has(id, layer):
-            raise UsageError(f"Frame {id} of {self.dataset} has no {layer} picture; choose a dataset or split that has.")
+            raise UsageError(f"Frame {id} of {self.dataset} has no {layer} picture; choose data that has one.")
         return self.folder / self._rows[id][layer]
 
     def infrared(self, id: str) -> np.ndarray:

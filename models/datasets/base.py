@@ -1,13 +1,16 @@
 """What a dataset is, and the reading that all file datasets share.
 
-Legend: H, W picture height and width in pixels; C number of classes. Label values: 0 background, 1..C classes, 255 ignore.
+Legend: H, W picture height and width in pixels; C number of classes.
+Label values: 0 background, 1..C classes, 255 ignore.
 """
 
 from __future__ import annotations
 
+import colorsys
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -96,7 +99,9 @@ class FileDataset:
     def missing(self, path: Path | str | None) -> UsageError:
         source = f" with the data of {self.homepage}" if self.homepage else ""
         where = path if path is not None else f"<data>/{self.name}"
-        return UsageError(f"{self.name}: nothing usable at {where}; make that folder{source}, laid out as {self.layout}.")
+        return UsageError(
+            f"{self.name}: nothing usable at {where}; make that folder{source}, laid out as {self.layout}."
+        )
 
     def items(self) -> list[Item]:
         raise self.missing(self.root)
@@ -222,10 +227,10 @@ def find_image(folder: Path, stem: str) -> Path | None:
 
 
 def contiguous(classes: Sequence[str], count: int) -> tuple[tuple[str, ...], ...]:
-    """`count` folds of neighbouring classes (PASCAL-5i style); the first ones are one larger when they do not divide."""
+    """`count` folds of neighbouring classes (PASCAL-5i style); the first ones take the remainder."""
     size, rest = divmod(len(classes), count)
     starts = [i * size + min(i, rest) for i in range(count + 1)]
-    return tuple(tuple(classes[start:stop]) for start, stop in zip(starts, starts[1:], strict=False))
+    return tuple(tuple(classes[start:stop]) for start, stop in pairwise(starts))
 
 
 def interleaved(classes: Sequence[str], count: int) -> tuple[tuple[str, ...], ...]:
@@ -254,8 +259,6 @@ def check_folds(classes: Sequence[str], folds: Sequence[Sequence[str]], ignored:
 
 def colours(count: int) -> tuple[tuple[int, int, int], ...]:
     """`count` fixed colours; past the hand-picked ones, steps of the golden angle around the colour wheel."""
-    import colorsys
-
     more = (colorsys.hsv_to_rgb(i * 0.61803399 % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.2 * (i % 3)) for i in range(count))
     extra = tuple(tuple(round(255 * part) for part in colour) for colour in more)
     return (COLOURS + extra)[:count]
