@@ -1,0 +1,112 @@
+"""Bytes by name in a folder or a bucket: whole writes, create-only writes, compare-and-swap.
+
+Names are relative, with `/` between parts. A reader never sees half of a write: a folder gets a temporary file, flushed
+to the disk, then a link (create-only) or a rename; one PUT to a bucket is whole by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from models.errors import StageFailed, UsageError
+
+
+@contextmanager
+def disk_errors(place: str) -> Iterator[None]:
+    """Turn a full disk into StageFailed and a folder that refuses writes into UsageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"disk full at {place}: free some space and run again; what is done is kept"
+            raise StageFailed(reason) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            reason = f"Cannot write to {place} ({error.strerror}); set THERMOFUSE_STORE to a folder that you own."
+            raise UsageError(reason) from error
+        raise
+
+
+class Folder:
+    """Bytes in a local folder, or in one that every node mounts."""
+
+    def __init__(self, root: str):
+        self.root = Path(root).expanduser().absolute()
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def names(self, prefix: str) -> list[str]:
+        """Every name below the folder `prefix`, sorted."""
+        return sorted(p.relative_to(self.root).as_posix() for p in self.path(prefix).rglob("*") if p.is_file())
+
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def read_many(self, names: list[str]) -> list[bytes]:
+        return [self.read(name) for name in names]
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._whole(name, data) as temporary:
+            os.replace(temporary, self.path(name))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `name` unless it is there; False when it was. Of any number of writers exactly one gets True."""
+        with self._whole(name, data) as temporary:
+            try:
+                os.link(temporary, self.path(name))
+            except FileExistsError:
+                return False
+        return True
+
+    def tagged(self, name: str) -> tuple[bytes, str] | None:
+        """The bytes of `name` and the tag that `swap` wants back; None when there is no such name."""
+        try:
+            data = self.read(name)
+        except FileNotFoundError:
+            return None
+        return data, hashlib.sha256(data).hexdigest()
+
+    def swap(self, name: str, data: bytes | None, tag: str) -> bool:
+        """Replace `name` (None removes it) if it still holds what `tag` stands for; False when it does not."""
+        with self._guard(name):
+            now = self.tagged(name)
+            if now is None or now[1] != tag:
+                return False
+            self.path(name).unlink() if data is None else self.write(name, data)
+        return True
+
+    @contextmanager
+    def _whole(self, name: str, data: bytes) -> Iterator[Path]:
+        temporary = self.root / ".tmp" / uuid.uuid4().hex
+        with disk_errors(str(self.root)):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            self.path(name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                with suppress(FileNotFoundError):
+                    temporary.unlink()
+
+    @contextmanager
+    def _guard(self, name: str) -> Iterator[None]:
+        """One process at a time per name; the kernel frees it when the process dies."""
+        guard = self.root / ".tmp" / (hashlib.sha256(name.encode()).hexdigest()[:16] + ".guard")
+        with disk_errors(str(self.root)):
+            guard.parent.mkdir(parents=True, exist_ok=True)
+            with open(guard, "w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
