@@ -11,11 +11,12 @@ Legend: H, W height and width in pixels; temperatures are in arbitrary degrees, 
 from __future__ import annotations
 
 import colorsys
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 
 from models.datasets.base import Item, Picture, colours, make_folds
 from models.datasets.shapes import SHAPES, Shape
@@ -94,6 +95,13 @@ class Toy:
         return rng.normal(0, 2.0, (1, self.size[1])) + rng.normal(0, 1.5, self.size)
 
 
+@cache
+def _stretch(cells: int, length: int) -> np.ndarray:
+    """The matrix [length, cells] of linear interpolation from a coarse grid."""
+    places = np.linspace(0, cells - 1, length)
+    return np.stack([np.interp(places, np.arange(cells), row) for row in np.eye(cells)], axis=1)
+
+
 class Scene:
     """A scene being drawn: heat float [H,W], albedo float [H,W,3] 0..1, label uint8 [H,W]."""
 
@@ -101,17 +109,18 @@ class Scene:
         self.rng, self.size = rng, size
         self.polarity = rng.choice((1.0, -1.0), p=(0.7, 0.3))
         slope = np.linspace(-1, 1, size[0])[:, None] * rng.normal(0, 0.5)
-        self.heat = self._clouds(4, 0.5) + self._clouds(10, 0.25) + slope
-        ground = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.4), rng.uniform(0.3, 0.7)))
-        self.albedo = ground + 0.12 * self._clouds(8, 1.0)[..., None] + 0.05 * self._clouds(24, 1.0)[..., None]
+        self.ground = self._clouds(4, 0.5) + self._clouds(10, 0.25) + slope
+        self.heat = self.ground.copy()
+        soil = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.4), rng.uniform(0.3, 0.7)))
+        self.albedo = soil + 0.12 * self._clouds(8, 1.0)[..., None] + 0.05 * self._clouds(24, 1.0)[..., None]
         self.shadow = np.zeros(size)
         self.label = np.zeros(size, dtype=np.uint8)
 
     def _clouds(self, cells: int, amount: float) -> np.ndarray:
         """Smooth noise with about `cells` bumps across, standard deviation about `amount`, float [H,W]."""
-        height, width = self.size
         coarse = self.rng.normal(0, amount, (cells, cells))
-        return zoom(coarse, (height / cells, width / cells), order=1)[:height, :width]
+        down, across = (_stretch(cells, length) for length in self.size)
+        return down @ coarse @ across.T
 
     def put(self, shape: Shape | None) -> None:
         """Draws one object in front of what is there; None draws a blob of random outline."""
@@ -140,11 +149,11 @@ class Scene:
 
     def _paint(self, window: tuple[slice, slice], cover: np.ndarray, texture: np.ndarray, shape: Shape | None) -> None:
         rng = self.rng
-        base = (shape.heat if shape else 0.6) * rng.normal(3.0, 0.7) * rng.choice((1.0, -1.0), p=(0.85, 0.15))
-        surface = base + rng.uniform(0.9, 1.5) * texture
+        sign = rng.choice((1.0, -1.0), p=(0.85, 0.15))
+        excess = (shape.heat if shape else 0.6) * rng.uniform(2.2, 4.5) + rng.uniform(0.7, 1.2) * texture
         softness = cover if shape or rng.uniform() < 0.6 else gaussian_filter(cover, 3.0)
-        self.heat[window] += softness * (surface - 0.5 * self.heat[window])
-        hue = (shape.hue if shape else rng.uniform()) + rng.normal(0, 0.06)
+        self.heat[window] += softness * (sign * excess + 0.6 * self.ground[window] - self.heat[window])
+        hue = (shape.hue if shape else rng.uniform()) + rng.normal(0, 0.1)
         colour = np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.35, 0.9), rng.uniform(0.4, 0.95)))
         painted = colour * (1 + 0.18 * texture[..., None])
         self.albedo[window] += cover[..., None] * (painted - self.albedo[window])
