@@ -6,7 +6,6 @@ Nothing here reaches the network, and nothing is left behind. Ask for a fixture 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sqlite3
@@ -36,10 +35,9 @@ def pytest_configure() -> None:
         # Ray warns at init that it will stop hiding the GPUs from actors that ask for none; take the new way now.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     )
-    with contextlib.suppress(ModuleNotFoundError):
-        from tasks.places import prepare_environment
+    from tasks.places import prepare_environment
 
-        prepare_environment()
+    prepare_environment()
 
 
 def pytest_unconfigure() -> None:
