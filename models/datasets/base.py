@@ -87,7 +87,7 @@ class FileDataset:
     palette: tuple[tuple[int, int, int], ...] = ()
     folds: tuple[tuple[str, ...], ...] = ()
     ignored: tuple[str, ...] = ()
-    raw_ids: ClassVar[dict[int, int] | None] = None
+    raw_ids: dict[int, int] | None = None
 
     def __init__(self, root: Path | str | None, **options: Any) -> None:
         if options:
@@ -204,6 +204,11 @@ def frame_id(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", path.strip("/").replace("/", "__"))
 
 
+def stem_of(name: str) -> str:
+    """A listed name without its picture suffix, if it has one."""
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
+
+
 def unique(items: Iterable[Item]) -> list[Item]:
     """Items with repeated lines dropped. Raises UsageError when one id means two frames or two splits."""
     seen: dict[str, Item] = {}
@@ -216,14 +221,18 @@ def unique(items: Iterable[Item]) -> list[Item]:
     return list(seen.values())
 
 
-def read_list(path: Path) -> list[list[str]]:
-    """The non-empty lines of a list file, split at white space."""
-    return [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list file that are not empty, stripped."""
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
-def find_image(folder: Path, stem: str) -> Path | None:
-    """`folder/stem` with whichever picture suffix exists."""
-    return next((path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()), None)
+def pictures(root: Path, folder: str) -> dict[str, list[str]]:
+    """Stem -> paths relative to root of the pictures anywhere under `root/folder`, sorted."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((root / folder).rglob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            found.setdefault(path.stem, []).append(path.relative_to(root).as_posix())
+    return found
 
 
 def contiguous(classes: Sequence[str], count: int) -> tuple[tuple[str, ...], ...]:
@@ -238,12 +247,20 @@ def interleaved(classes: Sequence[str], count: int) -> tuple[tuple[str, ...], ..
     return tuple(tuple(classes[start::count]) for start in range(count))
 
 
-def make_folds(classes: Sequence[str], count: int, style: str) -> tuple[tuple[str, ...], ...]:
-    """Folds by style name: "contiguous" or "interleaved"."""
+def make_folds(
+    classes: Sequence[str], count: int, choice: str | int | Sequence[Sequence[str]]
+) -> tuple[tuple[str, ...], ...]:
+    """Folds as a person may ask for them: a style ("contiguous", "interleaved"), a number, or the lists themselves."""
     styles = {"contiguous": contiguous, "interleaved": interleaved}
-    if style not in styles:
-        raise UsageError(f"There are no {style!r} folds; choose contiguous or interleaved.")
-    return styles[style](classes, count)
+    if isinstance(choice, str):
+        if choice not in styles:
+            raise UsageError(f"There are no {choice!r} folds; choose contiguous or interleaved, or list the classes.")
+        return styles[choice](classes, count)
+    if isinstance(choice, int):
+        if not 1 <= choice <= max(len(classes), 1):
+            raise UsageError(f"{len(classes)} classes do not make {choice} folds; choose 1..{len(classes)}.")
+        return contiguous(classes, choice)
+    return tuple(tuple(fold) for fold in choice)
 
 
 def check_folds(classes: Sequence[str], folds: Sequence[Sequence[str]], ignored: Sequence[str]) -> None:
