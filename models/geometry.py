@@ -54,7 +54,7 @@ class Canvas:
     Raises UsageError for a size that is not 8n or 8n + 1 on both sides, naming the nearest one; `bam` needs a square.
     """
 
-    size: tuple[int, int] = (353, 473)
+    size: tuple[int, int] = (360, 480)
     mode: str = "exact"
 
     def __post_init__(self) -> None:
