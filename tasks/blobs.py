@@ -59,14 +59,14 @@ class Folder:
         with self._whole(name, data) as temporary:
             os.replace(temporary, self.path(name))
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write `name` unless it is there; False when it was. Of any number of writers exactly one gets True."""
+    def create(self, name: str, data: bytes) -> str | None:
+        """Write `name` unless it is there; its tag, or None when it was. Of any number of writers exactly one wins."""
         with self._whole(name, data) as temporary:
             try:
                 os.link(temporary, self.path(name))
             except FileExistsError:
-                return False
-        return True
+                return None
+        return _tag(data)
 
     def tagged(self, name: str) -> tuple[bytes, str] | None:
         """The bytes of `name` and the tag that `swap` wants back; None when there is no such name."""
@@ -74,16 +74,16 @@ class Folder:
             data = self.read(name)
         except FileNotFoundError:
             return None
-        return data, hashlib.sha256(data).hexdigest()
+        return data, _tag(data)
 
-    def swap(self, name: str, data: bytes | None, tag: str) -> bool:
-        """Replace `name` (None removes it) if it still holds what `tag` stands for; False when it does not."""
+    def swap(self, name: str, data: bytes, tag: str) -> str | None:
+        """Replace `name` if it still holds what `tag` stands for; the new tag, or None when it does not."""
         with self._guard(name):
             now = self.tagged(name)
             if now is None or now[1] != tag:
-                return False
-            self.path(name).unlink() if data is None else self.write(name, data)
-        return True
+                return None
+            self.write(name, data)
+        return _tag(data)
 
     @contextmanager
     def _whole(self, name: str, data: bytes) -> Iterator[Path]:
@@ -104,9 +104,13 @@ class Folder:
     @contextmanager
     def _guard(self, name: str) -> Iterator[None]:
         """One process at a time per name; the kernel frees it when the process dies."""
-        guard = self.root / ".tmp" / (hashlib.sha256(name.encode()).hexdigest()[:16] + ".guard")
+        guard = self.root / ".tmp" / (f"{_tag(name.encode())}.guard")
         with disk_errors(str(self.root)):
             guard.parent.mkdir(parents=True, exist_ok=True)
             with open(guard, "w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield
+
+
+def _tag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]

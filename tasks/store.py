@@ -57,6 +57,8 @@ def canonical(value: Any) -> Any:
         return [canonical(item) for item in value]
     if isinstance(value, PurePath):
         return str(value)
+    if hasattr(value, "item"):  # a numpy scalar
+        return value.item()
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise UsageError(f"A {type(value).__name__} has no digest; use numbers, strings, tuples and dataclasses.")
@@ -102,7 +104,7 @@ class Store:
     """A folder or a bucket of outputs. Pickles as its root; nothing is opened before it is used."""
 
     def __init__(self, root: str):
-        self.root = str(root).rstrip("/")
+        self.root = str(root).rstrip("/") if "://" in str(root) else str(Path(root).expanduser().absolute())
 
     def __reduce__(self) -> tuple:
         return Store, (self.root,)
@@ -163,8 +165,16 @@ class Draft:
         self.files[name] = hashlib.sha256(data).hexdigest()
         return self.files[name]
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write one file whole unless it is there; it is not listed. True when it was this call that wrote it."""
+        return bool(self.store.blobs.create(self._name(name), data))
+
     def read(self, name: str) -> bytes:
         return self.store.blobs.read(self._name(name))
+
+    def read_all(self, folder: str) -> list[bytes]:
+        """The files of a folder of this output, in the order of their names."""
+        return self.store.blobs.read_many(self.store.blobs.names(self._name(folder)))
 
     def exists(self, name: str) -> bool:
         return self.store.blobs.exists(self._name(name))
@@ -201,10 +211,13 @@ def table_bytes(frame: DataFrame) -> bytes:
 
 
 def read_table(data: bytes) -> DataFrame:
+    """A parquet table as a frame whose strings are str or None."""
     import pandas
 
-    with pandas.option_context("future.infer_string", False):
-        return pandas.read_parquet(io.BytesIO(data))
+    frame = pandas.read_parquet(io.BytesIO(data))
+    for name in [name for name, kind in frame.dtypes.items() if isinstance(kind, pandas.StringDtype)]:
+        frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    return frame
 
 
 def _mirror(store: Store, ref: Ref) -> Path:
