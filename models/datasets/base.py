@@ -7,24 +7,25 @@ Label values: 0 background, 1..C classes, 255 ignore.
 from __future__ import annotations
 
 import colorsys
+import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
+from models import DATASETS, find
+from models.datasets.reading import check_sizes, map_ids, read_ids, read_infrared, read_visible
 from models.errors import BadSample, UsageError
 
-IGNORE = 255
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 COLOURS = (  # far apart in RGB, readable over grey pictures; the order is part of every figure, so only append
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240),
     (240, 50, 230), (210, 245, 60), (250, 190, 212), (0, 128, 128), (220, 190, 255), (170, 110, 40), (255, 250, 200),
-    (128, 0, 0), (170, 255, 195), (128, 128, 0), (255, 215, 180), (0, 0, 128), (128, 128, 128),
+    (128, 0, 0), (170, 255, 195), (128, 128, 0), (100, 60, 20), (0, 0, 128), (128, 128, 128),
 )  # fmt: skip
 
 
@@ -72,6 +73,16 @@ class Dataset(Protocol):
     def read(self, item: Item) -> Picture: ...
 
 
+def open_dataset(name: str, root: Path | str | None, options: Mapping[str, Any]) -> Dataset:
+    """The dataset of that name. Raises UsageError for a name, an option or a folder that does not exist."""
+    kind = find(DATASETS, name)
+    known = list(inspect.signature(kind).parameters)[1:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UsageError(f"Dataset {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}.")
+    return kind(root, **options)
+
+
 class FileDataset:
     """Datasets that are files under one root. A subclass states its facts and lists its items.
 
@@ -89,9 +100,7 @@ class FileDataset:
     ignored: tuple[str, ...] = ()
     raw_ids: dict[int, int] | None = None
 
-    def __init__(self, root: Path | str | None, **options: Any) -> None:
-        if options:
-            raise UsageError(f"{self.name} has no option {', '.join(sorted(options))}; leave it out.")
+    def __init__(self, root: Path | str | None) -> None:
         if root is None or not Path(root).is_dir():
             raise self.missing(root)
         self.root = Path(root)
@@ -120,83 +129,6 @@ class FileDataset:
         raw_ids = self.raw_ids or {i: i for i in range(len(self.classes) + 1)}
         ignored = [self.classes.index(name) + 1 for name in self.ignored]
         return map_ids(read_ids(path), raw_ids, ignored, path.name)
-
-
-def map_ids(raw: np.ndarray, ids: dict[int, int], ignored: Iterable[int] = (), name: str = "the label") -> np.ndarray:
-    """Raw label ids [H,W] -> class ids uint8 [H,W] through a table, all at once; `ignored` class ids become 255."""
-    table = np.full(256, -1, dtype=np.int16)
-    for source, target in ids.items():
-        table[source] = target
-    table[IGNORE] = IGNORE
-    table[np.isin(table, list(ignored))] = IGNORE
-    label = table[raw]
-    if (label < 0).any():
-        raise BadSample(f"{name} holds label ids {sorted(set(raw[label < 0].tolist()))[:8]} that no class has")
-    if (label == IGNORE).all():
-        raise BadSample(f"unlabelled: {name} holds nothing but ignored pixels")
-    return label.astype(np.uint8)
-
-
-def open_image(path: Path) -> Image.Image:
-    """A decoded picture. Raises BadSample when the file is missing, truncated or no picture."""
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError as error:
-        raise BadSample(f"there is no file {path.name}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise BadSample(f"{path.name} cannot be decoded ({error.__class__.__name__}: {error})") from error
-    return image
-
-
-def read_infrared(path: Path) -> np.ndarray:
-    """Grey uint8 [H,W]. 16-bit and float frames are scaled per frame; grey stored as RGB is accepted."""
-    image = open_image(path)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return scale_to_8_bit(np.asarray(image))
-    if image.mode in ("L", "LA", "1"):
-        return np.asarray(image.convert("L"))
-    channels = np.asarray(image.convert("RGB"))
-    if np.ptp(channels.astype(np.int16), axis=2).max() > 3:  # 3: what JPEG chroma rounding can do to a grey picture
-        raise BadSample(f"{path.name} is a colour picture where a grey infrared frame is expected")
-    return np.ascontiguousarray(channels[..., 1])
-
-
-def scale_to_8_bit(frame: np.ndarray) -> np.ndarray:
-    """Counts [H,W] of any depth -> uint8 [H,W], the 0.1 and 99.9 percentiles going to 0 and 255."""
-    if not np.isfinite(frame).all():
-        raise BadSample("the infrared frame holds values that are not finite")
-    low, high = np.percentile(frame, (0.1, 99.9))
-    scaled = (frame.astype(np.float64) - low) / max(high - low, 1e-9)
-    return np.round(np.clip(scaled, 0.0, 1.0) * 255).astype(np.uint8)
-
-
-def read_visible(path: Path) -> np.ndarray:
-    """RGB uint8 [H,W,3]."""
-    return np.asarray(open_image(path).convert("RGB"))
-
-
-def read_ids(path: Path) -> np.ndarray:
-    """Label ids uint8 [H,W] as stored: grey values, palette indices, or three equal channels."""
-    image = open_image(path)
-    ids = np.asarray(image.convert("L") if image.mode == "LA" else image)
-    if ids.ndim == 3:
-        if np.ptp(ids[..., :3], axis=2).any():
-            raise BadSample(f"{path.name} is a colour picture where class ids are expected")
-        ids = ids[..., 0]
-    if ids.dtype == bool:
-        return ids.astype(np.uint8)
-    if ids.min() < 0 or ids.max() > 255:
-        raise BadSample(f"{path.name} holds label ids beyond 0..255")
-    return ids.astype(np.uint8)
-
-
-def check_sizes(**layers: np.ndarray | None) -> None:
-    """Raises BadSample unless all layers present have one height and width."""
-    sizes = {name: layer.shape[:2] for name, layer in layers.items() if layer is not None}
-    if len(set(sizes.values())) > 1:
-        spelled = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
-        raise BadSample(f"the layers differ in size ({spelled})")
 
 
 def frame_id(path: str) -> str:
@@ -238,6 +170,8 @@ def pictures(root: Path, folder: str) -> dict[str, list[str]]:
 def contiguous(classes: Sequence[str], count: int) -> tuple[tuple[str, ...], ...]:
     """`count` folds of neighbouring classes (PASCAL-5i style); the first ones take the remainder."""
     size, rest = divmod(len(classes), count)
+    if not classes:
+        return ()
     starts = [i * size + min(i, rest) for i in range(count + 1)]
     return tuple(tuple(classes[start:stop]) for start, stop in pairwise(starts))
 

@@ -54,17 +54,16 @@ class SCUTSeg(FileDataset):
 
     def _item(self, images: dict[str, list[str]], labels: dict[str, list[str]], listed: Path, split: str) -> Item:
         """One line of a list, `image_subpath mask_subpath`: the first says which frame, the second is not needed."""
-        infrared = _nearest(images.get(listed.stem), listed) or f"images/{listed.as_posix()}"
+        found = images.get(listed.stem, [f"images/{listed.as_posix()}"])
+        infrared = max(found, key=lambda path: _shared(path, listed))
         inside = Path(*Path(infrared).parts[1:]).with_suffix("")
-        label = _nearest(labels.get(f"{listed.stem}_labelIds"), inside) or f"gt_instance/{inside.name}_labelIds.png"
+        # Where several frames have one name, a label from another folder would be the wrong one.
+        same = [path for path in labels.get(f"{inside.name}_labelIds", []) if len(found) == 1 or _shared(path, inside)]
+        label = max(same, key=lambda path: _shared(path, inside), default=f"gt_instance/{inside.name}_labelIds.png")
         return Item(frame_id(inside.as_posix()), split, infrared, label=label)
 
 
-def _nearest(found: list[str] | None, listed: Path) -> str | None:
-    """Of equally named files the one whose folders end like the listed ones."""
-
-    def shared(path: str) -> int:
-        pairs = zip(reversed(Path(path).parent.parts), reversed(listed.parent.parts), strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-    return max(found, key=shared) if found else None
+def _shared(path: str, listed: Path) -> int:
+    """How many folders, from the last one up, two paths have in common."""
+    pairs = zip(reversed(Path(path).parent.parts), reversed(listed.parent.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

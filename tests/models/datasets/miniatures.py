@@ -1,0 +1,99 @@
+"""Generated miniatures of the datasets: the published layout, tiny pictures, every class present."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from models.datasets.base import Dataset, open_dataset
+
+HEIGHT, WIDTH = 24, 32
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    """Writes uint8 or uint16 pixels by the suffix of `path`, making its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def grey(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+
+
+def colour(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def label(*ids: int) -> np.ndarray:
+    """A label map in vertical stripes, background on the left."""
+    stripes = np.array([0, *ids], dtype=np.uint8)
+    return np.repeat(np.tile(stripes[np.arange(WIDTH) * len(stripes) // WIDTH], (HEIGHT, 1)), 1, axis=0)
+
+
+def folder(root: Path, train: int = 4, test: int = 3, classes: tuple[str, ...] = ("cat", "dog", "hen")) -> Path:
+    names = {"train": [f"a{i}" for i in range(train)], "test": [f"b{i}" for i in range(test)]}
+    for seed, name in enumerate(names["train"] + names["test"]):
+        save(root / "infrared" / f"{name}.png", grey(seed))
+        save(root / "visible" / f"{name}.jpg", colour(seed))
+        save(root / "label" / f"{name}.png", label(*range(1, len(classes) + 1)))
+    (root / "classes.txt").write_text("\n".join(classes))
+    for split, stems in names.items():
+        (root / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    return root
+
+
+def msrs(root: Path) -> Path:
+    for split, stems in {"train": ("00001D", "00002N"), "test": ("00003D", "00004N")}.items():
+        for stem in stems:
+            seed = int(stem[:5])
+            save(root / split / "ir" / f"{stem}.png", grey(seed))
+            save(root / split / "vi" / f"{stem}.png", colour(seed))
+            save(root / split / "Segmentation_labels" / f"{stem}.png", label(1, 2, 3, 4, 5, 6, 7, 8))
+    return root
+
+
+def msrs_flat(root: Path) -> Path:
+    names = ("car", "person", "bike", "curve", "car_stop", "guardrail", "color_cone", "bump")
+    folder(root, classes=names)
+    for seed, stem in enumerate(("u0", "u1", "a0")):  # a0 has a label in the labelled part
+        save(root.parent / "msrs_ir_unlabelled" / "infrared" / f"{stem}.png", grey(seed))
+    return root
+
+
+def soda(root: Path) -> Path:
+    inner = root / "InfraredSemanticLabel"
+    stems = {"train": ("day_1", "day_2"), "test": ("night_1",)}
+    for split, listed in stems.items():
+        for seed, stem in enumerate(listed):
+            save(inner / "JPEGImages" / "set1" / f"{stem}.jpg", grey(seed))
+            save(inner / "SegmentationClassOne" / "set1" / f"{stem}.png", label(*range(1, 21)))
+        lines = [f"{stem} 1" for stem in listed] + ["day_1 (1)", "~temp_day_2 1"]
+        (inner / f"{split}_infrared.txt").write_text("\n".join(lines))
+    save(inner / "JPEGImages" / "set1" / "day_1 (1).jpg", grey(9))
+    return root
+
+
+def scutseg(root: Path) -> Path:
+    listed = {"train": ("set01/V000_1", "set01/V000_2"), "val": ("set02/V000_1",)}
+    for split, stems in listed.items():
+        for seed, stem in enumerate(stems):
+            save(root / "images" / f"{stem}.jpg", grey(seed))
+            save(root / "gt_instance" / f"{stem}.jpg", grey(seed))
+            save(root / "gt_instance" / f"{stem}_labelIds.png", label(7, 24, 25, 26, 27, 13, 21, 28, 17))
+        lines = [f"{stem}.jpg gt/{stem}_labelIds.png" for stem in stems]
+        (root / f"scut_{split}.txt").write_text("\n".join(lines))
+    return root
+
+
+MINIATURES: dict[str, Callable[[Path], Path]] = {"folder": folder, "msrs": msrs, "soda": soda, "scutseg": scutseg}
+
+
+def miniature(name: str, root: Path) -> Dataset:
+    """The dataset `name`, tiny; what is drawn on demand needs no files."""
+    if name == "toy":
+        return open_dataset("toy", None, {"train": 3, "test": 2, "unlabelled": 1, "visible": 1, "size": (48, 64)})
+    return open_dataset(name, MINIATURES[name](root), {})
