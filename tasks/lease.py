@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,7 +81,8 @@ class Lease:
         self._stop.set()
         self._heart.join()
         if not self.lost:
-            self.blobs.swap(self.file, self._record(0), self.tag)
+            with suppress(Exception):  # a store that is away: the term runs out by itself
+                self.blobs.swap(self.file, self._record(0), self.tag)
 
     def _beat(self) -> None:
         expires = time.monotonic() + self.seconds

@@ -1,4 +1,4 @@
-"""Fan-out over real Ray actors: same bytes whatever the width, what is done stays done, and who is to blame for a loss."""
+"""Fan-out over real Ray actors: the same bytes at any width, what is done stays done, who is to blame for a loss."""
 
 from __future__ import annotations
 
