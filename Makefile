@@ -20,10 +20,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-# Keeps the versions it finds; `make lock LOCK_FLAGS=--upgrade` moves them all.
+# One list for Python 3.11 to 3.13 on Linux. Keeps the versions it finds; `make lock LOCK_FLAGS=--upgrade` moves them.
 lock: $(VENV)/installed
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev $(LOCK_FLAGS) \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --output-file requirements.lock pyproject.toml
+	mkdir -p build
+	for version in 3.11 3.12 3.13; do \
+	  cp requirements.lock build/lock-$$version && \
+	  $(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev --python-version $$version \
+	    --python-platform x86_64-manylinux_2_28 $(LOCK_FLAGS) --output-file build/lock-$$version pyproject.toml || exit 1; \
+	done
+	LC_ALL=C sort -u -t= -k1,1 -k3,3 build/lock-3.1* > requirements.lock
 
 # The build backend is in the lock, so the project itself is installed without an isolated, unpinned build.
 $(VENV)/installed: requirements.lock pyproject.toml
