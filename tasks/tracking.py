@@ -10,10 +10,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
-import json
 import logging
 import math
 import os
@@ -23,9 +21,11 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tasks import places
+from tasks.spool import Spool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,11 +62,15 @@ def night_run(
 
 
 class Run:
-    """One night's record. `id` is MLflow's run id, or None while MLflow is down (then the spool takes everything)."""
+    """One night's record.
+
+    id: MLflow's run id, or None while MLflow is down (then the spool takes everything). labels: all its tags.
+    """
 
     def __init__(self, recipe: str, run_key: str) -> None:
         self.recipe, self.run_key = recipe, run_key
         self.id: str | None = None
+        self.labels: dict[str, str] = {}
         self._spool = Spool(places.home() / "spool" / f"{run_key}.jsonl")
         self._start()
 
@@ -79,7 +83,9 @@ class Run:
         self._send("params", values=flat(settings))
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        self._send("tags", values={name: str(value) for name, value in values.items()})
+        texts = {name: str(value) for name, value in values.items()}
+        self.labels |= texts
+        self._send("tags", values=texts)
 
     def metrics(self, values: Mapping[str, float | None], step: int = 0) -> None:
         """Numbers by name; None and NaN are left out."""
@@ -101,12 +107,26 @@ class Run:
         self._send("end", status=status)
         self._spool.release()
 
+    def reconnect(self) -> bool:
+        """Try once more to reach MLflow, and bring it up to date; says whether it is there."""
+        if not self.online:
+            self._spool.release()
+            self._start()
+        return self.online
+
+    def went_down(self, error: Exception) -> None:
+        """Spool from here on: each further try would cost seconds."""
+        self.id = None
+        reason = " ".join(str(error).split())[:200]
+        log.warning("MLflow at %s cannot be reached; the night goes on and %s is replayed by the next run (%s)",
+                    places.tracking_uri(), self._spool.path, reason)  # fmt: skip
+
     def _start(self) -> None:
         try:
             replay()
             self.id = _run_id(client(), self.recipe, self.run_key)
         except Exception as error:
-            self._went_down(error)
+            self.went_down(error)
 
     def _send(self, op: str, **event: Any) -> None:
         event = {"op": op, "recipe": self.recipe, RUN_KEY: self.run_key, "time": time.time_ns() // 1_000_000, **event}
@@ -114,54 +134,10 @@ class Run:
             try:
                 return _apply(client(), self.id, event)
             except Exception as error:
-                if _refused(error):
+                if refused(error):
                     return log.warning("MLflow refused the %s of %s: %s", op, self.run_key, error)
-                self._went_down(error)
+                self.went_down(error)
         self._spool.append(event)
-
-    def _went_down(self, error: Exception) -> None:
-        """Stay down for the rest of the night: each further try would cost seconds."""
-        self.id = None
-        reason = " ".join(str(error).split())[:200]
-        log.warning("MLflow at %s cannot be reached; the night goes on and %s is replayed by the next run (%s)",
-                    places.tracking_uri(), self._spool.path, reason)  # fmt: skip
-
-
-class Spool:
-    """A file of JSON lines that one process at a time appends to or replays."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: Any = None
-
-    def append(self, event: dict[str, Any]) -> None:
-        while self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a", encoding="utf-8")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                self._file = file
-            else:  # replayed and deleted while we waited
-                file.close()
-        self._file.write(json.dumps(event) + "\n")
-        self._file.flush()
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def drain(self) -> Iterator[dict[str, Any]]:
-        """Its events; once all were taken the file is gone. Nothing, if another process is writing it."""
-        with self.path.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            for line in file:
-                with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed process may be torn
-                    yield json.loads(line)
-            self.path.unlink(missing_ok=True)
 
 
 def replay() -> int:
@@ -179,7 +155,7 @@ def _replay_one(mlflow: MlflowClient, event: dict[str, Any]) -> None:
     try:
         _apply(mlflow, _run_id(mlflow, event["recipe"], event[RUN_KEY]), event)
     except Exception as error:
-        if not _refused(error):
+        if not refused(error):
             raise
         log.warning("MLflow refused a spooled %s of %s: %s", event["op"], event[RUN_KEY], error)
 
@@ -195,9 +171,20 @@ def _client(uri: str) -> MlflowClient:
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return MlflowClient(uri, registry_uri=uri)
+
+
+def fluent() -> ModuleType:
+    """The `mlflow` module itself, pointed at `places.tracking_uri()`; for what its client cannot do."""
+    import mlflow
+
+    client()  # quiets the loggers
+    mlflow.set_tracking_uri(places.tracking_uri())
+    mlflow.set_registry_uri(places.tracking_uri())
+    return mlflow
 
 
 def provenance() -> dict[str, str]:
@@ -267,12 +254,12 @@ def _apply(mlflow: MlflowClient, run_id: str, event: dict[str, Any]) -> None:
     elif event["op"] == "metrics":
         mlflow.log_batch(run_id, [Metric(k, v, event["time"], event["step"]) for k, v in event["values"].items()])
     elif event["op"] == "file":
-        _log_file(mlflow, run_id, event["name"], base64.b64decode(event["data"]))
+        log_file(mlflow, run_id, event["name"], base64.b64decode(event["data"]))
     elif event["op"] == "end":
         mlflow.set_terminated(run_id, event["status"], event["time"])
 
 
-def _log_file(mlflow: MlflowClient, run_id: str, name: str, data: bytes) -> None:
+def log_file(mlflow: MlflowClient, run_id: str, name: str, data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, Path(name).name)
         path.write_bytes(data)
@@ -280,8 +267,16 @@ def _log_file(mlflow: MlflowClient, run_id: str, name: str, data: bytes) -> None
         mlflow.log_artifact(run_id, str(path), None if parent == "." else parent)
 
 
-def _refused(error: Exception) -> bool:
+def refused(error: Exception) -> bool:
+    """MLflow was there and said no."""
     return getattr(error, "error_code", None) in REFUSALS
+
+
+def unreachable(error: Exception) -> bool:
+    """MLflow, or the way to it, is down; `requests` reports that as an OSError."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, OSError | MlflowException) and not refused(error)
 
 
 def _git(root: Path, *arguments: str) -> str | None:
