@@ -1,0 +1,103 @@
+"""The meta learner: from what the support shows to a mask, with the training-free control as its first guess.
+
+After BAM (arXiv 2203.07615 §3.3) and MSANet (arXiv 2206.09667 §3): prototype, prior, multi-similarity and, where base
+classes are many, reduced query features go through an ASPP decoder. Two things differ from the papers, because with a
+handful of base classes such a decoder memorises them:
+
+- the output is `anchor + correction`. The anchor is an affine map of the evidence that starts as the training-free
+  `Prototype` control; the correction starts at exactly zero. Training can only move away from the control, and model
+  selection on held-out base classes may send it back;
+- raw query features are a setting (`raw_width`), off by default: similarities say nothing about which class it is.
+
+Legend: B episodes, K supports, E evidence maps, h x w cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+
+from models.segmenters.prototype import BACKGROUND, FOREGROUND
+from models.segmenters.similarity import SoftMask, evidence, prototype, style_discrepancy
+
+
+@dataclass(frozen=True)
+class MetaLearnerSettings:
+    """width: channels of the decoder (256 in the papers). raw_width: channels of reduced query features and of the
+    tiled prototype (256 in the papers, 0 leaves both out). rates: dilations of the decoder's 3x3 branches.
+    dropout: share of evidence maps dropped as a whole in training. correction: False keeps only the anchor."""
+
+    width: int = 32
+    raw_width: int = 0
+    rates: tuple[int, ...] = (1, 3, 6)
+    dropout: float = 0.1
+    correction: bool = True
+
+
+
+class MetaLearner(nn.Module):
+    """One stream's meta learner. channels: widths of the encoder's (low, mid, high)."""
+
+    def __init__(self, channels: tuple[int, int, int], settings: MetaLearnerSettings) -> None:
+        super().__init__()
+        maps = 5 * (len(channels) + 1)
+        self.raw_width = settings.raw_width
+        self.mix = nn.Conv2d(maps, 1, 1)
+        with torch.no_grad():
+            self.mix.weight.zero_()
+            self.mix.bias.zero_()
+            self.mix.weight[0, FOREGROUND], self.mix.weight[0, BACKGROUND] = 10.0, -10.0
+        if self.raw_width:
+            self.reduce = nn.Conv2d(channels[1] + channels[2], self.raw_width, 1, bias=False)
+        self.correct = _Decoder(maps + 1 + 2 * self.raw_width, settings) if settings.correction else None
+
+    def forward(self, query: list[Tensor], support: list[Tensor], mask: SoftMask, base: Tensor) -> tuple:
+        """Logits [B, 2, h, w] and ψ [B].
+
+        query levels [B, c, h, w] and support levels [B, K, c, h, w] from `similarity.to_grid`; base map [B, 1, h, w].
+        """
+        maps = evidence(query, support, mask)
+        psi = style_discrepancy(query[0], support[0]).mean(1)
+        return self.from_evidence(maps, base, self._raw(query, support, mask)), psi
+
+    def from_evidence(self, maps: Tensor, base: Tensor, raw: Tensor | None = None) -> Tensor:
+        """Logits [B, 2, h, w] from evidence [B, E, h, w], base map and, if used, raw maps [B, 2·raw_width, h, w]."""
+        score = self.mix(maps)
+        if self.correct is not None:
+            score = score + self.correct(torch.cat([maps, base] if raw is None else [maps, base, raw], 1))
+        return torch.cat([-score / 2, score / 2], 1)
+
+    def _raw(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor | None:
+        if not self.raw_width:
+            return None
+        reduced = self.reduce(torch.cat(query[1:], 1)).relu()
+        shown = self.reduce(torch.cat(support[1:], 2).flatten(0, 1)).relu().unflatten(0, support[0].shape[:2])
+        tiled = prototype(shown, mask.foreground)[:, :, None, None].expand_as(reduced)
+        return torch.cat([reduced, normalize(tiled, dim=1)], 1)
+
+
+class _Decoder(nn.Module):
+    """Merge, ASPP without batch normalisation (BAM `ASPP`), one residual block, one map; starts at zero."""
+
+    def __init__(self, inside: int, settings: MetaLearnerSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.drop = nn.Dropout2d(settings.dropout)
+        self.merge = nn.Conv2d(inside, width, 1)
+        self.pool = nn.Conv2d(width, width, 1)
+        self.branches = nn.ModuleList(nn.Conv2d(width, width, 3, padding=r, dilation=r) for r in settings.rates)
+        self.join = nn.Conv2d(width * (2 + len(settings.rates)), width, 1)
+        first, second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.refine = nn.Sequential(first, nn.ReLU(), second)
+        self.out = nn.Conv2d(width, 1, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.merge(self.drop(x)).relu()
+        pooled = self.pool(adaptive_avg_pool2d(x, 1)).relu().expand_as(x)
+        x = self.join(torch.cat([x, pooled, *(branch(x).relu() for branch in self.branches)], 1)).relu()
+        return self.out((x + self.refine(x)).relu())

@@ -1,0 +1,26 @@
+"""The training-free control: whose prototype is nearer, foreground's or background's?
+
+Levels of a frozen encoder, each scaled to unit length, are concatenated; a query cell takes the class of the nearer
+masked-average prototype (PANet, arXiv 1908.06391, without its training). Whatever is trained has to beat this.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.segmenters.similarity import SoftMask, evidence
+
+FOREGROUND, BACKGROUND, NEAR_FOREGROUND, NEAR_BACKGROUND, RECTIFIED = -5, -4, -3, -2, -1
+
+
+class Prototype(nn.Module):
+    """Logits [B, 2, h, w] (background, foreground) with no parameter at all; temperature 0.1."""
+
+    def forward(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
+        """query levels [B, c, h, w], support levels [B, K, c, h, w], both from `similarity.to_grid`."""
+        return self.from_evidence(evidence(query, support, mask))
+
+    @staticmethod
+    def from_evidence(maps: Tensor) -> Tensor:
+        return 10 * torch.stack([maps[:, BACKGROUND], maps[:, FOREGROUND]], 1)

@@ -1,0 +1,159 @@
+"""What a support says about a query without a single trained weight: similarity maps.
+
+The pieces of BAM (arXiv 2203.07615) and MSANet (arXiv 2206.09667) that need no learning, batched over supports:
+masked-average prototype, dense nearest-support similarity (the prior of PFENet and BAM, for foreground and
+background), mean rectified similarity (MSANet's multi-similarity), and the Gram-matrix discrepancy ψ.
+
+Legend: B episodes, K supports, c channels, N = h·w cells of a query, M support cells, E evidence maps.
+`foreground` and `background` are soft masks [B, K, h, w] in 0..1; ignored pixels are in neither.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, normalize
+
+from models.backbone import Features
+
+EPSILON = 5e-4
+NEAREST = 5
+MOST = 256
+
+
+class SoftMask(NamedTuple):
+    """Support masks on the feature grid: foreground and background share of each cell, [B, K, h, w]."""
+
+    foreground: Tensor
+    background: Tensor
+
+
+def soft_mask(mask: Tensor, grid: tuple[int, int]) -> SoftMask:
+    """Masks [B, K, H, W] of {0, 1, 255} as area shares on the grid (h, w)."""
+    planes = torch.stack([mask == 1, mask == 0], 2).float()
+    shares = interpolate(planes.flatten(0, 1), grid, mode="area").unflatten(0, mask.shape[:2])
+    return SoftMask(shares[:, :, 0], shares[:, :, 1])
+
+
+def to_grid(features: Features, grid: tuple[int, int]) -> list[Tensor]:
+    """Unit-length float maps [.., c, h, w] of all levels on one grid; native strides are stretched bilinearly."""
+    maps = []
+    for level in features:
+        flat = level.float().flatten(0, -4) if level.dim() > 4 else level.float()
+        if flat.shape[-2:] != grid:
+            flat = interpolate(flat, grid, mode="bilinear", align_corners=False)
+        maps.append(normalize(flat, dim=1).reshape(*level.shape[:-2], *grid))
+    return maps
+
+
+def prototype(support: Tensor, weight: Tensor) -> Tensor:
+    """Masked average [B, c] over all cells and shots: Σ f·m / (Σ m + 5e-4) (BAM §3.2). Empty mask gives 0.
+
+    support [B, K, c, h, w], weight [B, K, h, w].
+    """
+    return torch.einsum("bkchw,bkhw->bc", support, weight) / (weight.sum((1, 2, 3))[:, None] + EPSILON)
+
+
+def style_discrepancy(query: Tensor, support: Tensor) -> Tensor:
+    """ψ [B, K] in 0..1: distance of the channel-similarity matrices of low-level features (BAM eq. 6-8).
+
+    A = XXᵀ ⊘ ‖X_i‖‖X_j‖ of X = [c, N]; ψ = ‖A_q - A_s‖_F / c. query [B, c, h, w], support [B, K, c, h, w].
+    """
+    gram_query, gram_support = _gram(query)[:, None], _gram(support)
+    return torch.linalg.matrix_norm(gram_query - gram_support) / query.shape[1]
+
+
+def _gram(maps: Tensor) -> Tensor:
+    cells = normalize(maps.float().flatten(-2), dim=-1)
+    return cells @ cells.transpose(-1, -2)
+
+
+class Cells(NamedTuple):
+    """Support cells to compare with: unit vectors of each level [B, c, M], and which places are taken, bool [B, M]."""
+
+    levels: list[Tensor]
+    there: Tensor
+
+
+def foreground_cells(support: list[Tensor], foreground: Tensor, most: int = MOST) -> Cells:
+    """Up to `most` cells that clearly belong to the object, of all shots together; a fixed shape, so nothing syncs.
+
+    A cell belongs when its share is at least 0.5, or at least 0.9 of the largest share where objects are small. When
+    there are more, the ones kept are spread evenly by a fixed pseudo-random order.
+    """
+    share = foreground.flatten(1)
+    highest = share.amax(1, keepdim=True)
+    inside = (share >= (0.9 * highest).clamp(max=0.5)) & (highest > 0)
+    order = torch.rand(share.shape[1], generator=torch.Generator().manual_seed(0)).to(share)
+    best = torch.where(inside, 1 + order, order).topk(min(most, share.shape[1]), dim=1).indices
+    levels = [torch.gather(_cells(x), 2, best[:, None].expand(-1, x.shape[2], -1)) for x in support]
+    return Cells(levels, inside.gather(1, best))
+
+
+def background_cells(support: list[Tensor], background: Tensor, pool: int = 2) -> Cells:
+    """Background in blocks of pool x pool cells, masked mean of each block scaled to unit length, of all shots."""
+    weight = background.flatten(0, 1)[:, None]
+    share = avg_pool2d(weight, pool, ceil_mode=True, count_include_pad=False)
+    levels = []
+    for x in support:
+        mean = avg_pool2d(x.flatten(0, 1) * weight, pool, ceil_mode=True, count_include_pad=False)
+        levels.append(_cells(normalize(mean, dim=1).unflatten(0, x.shape[:2])))
+    return Cells(levels, (share > 0.9).unflatten(0, background.shape[:2]).flatten(1))
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """[B, K, c, h, w] -> [B, c, K·h·w]."""
+    return maps.transpose(1, 2).flatten(2)
+
+
+def nearest(similarity: Tensor, there: Tensor, count: int) -> Tensor:
+    """Mean of the `count` largest similarities [B, N, M] to the cells that are there: [B, N], 0 where there are none.
+
+    With count=1 this is the prior map of PFENet and BAM before its min-max scaling.
+    """
+    masked = similarity.masked_fill(~there[:, None], -2.0)
+    best = masked.amax(-1, keepdim=True) if count == 1 else masked.topk(min(count, masked.shape[-1]), dim=-1).values
+    real = best > -1.5
+    return (best * real).sum(-1) / real.sum(-1).clamp(min=1)
+
+
+def rectified_mean(similarity: Tensor, there: Tensor) -> Tensor:
+    """Mean over the support cells that are there of ReLU(similarity): [B, N] (MSANet §3.2). None gives 0."""
+    weight = there.to(similarity.dtype)
+    return torch.einsum("bnm,bm->bn", similarity.relu(), weight) / weight.sum(-1, keepdim=True).clamp(min=1)
+
+
+def evidence(query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
+    """E = 5·(levels + 1) maps [B, E, h, w], all in -1..1, for each level and then for all levels together.
+
+    Per level, in this order: cosine to the foreground and to the background prototype; similarity to the nearest
+    foreground cells and to the nearest background block; rectified mean similarity to the foreground. `query`
+    [B, c, h, w] and `support` [B, K, c, h, w] come from `to_grid`. "All" concatenates the unit-length levels, so that
+    each counts the same.
+    """
+    grid = query[0].shape[-2:]
+    inside, outside = foreground_cells(support, mask.foreground), background_cells(support, mask.background)
+    places = len(inside.there[0])
+    there = inside.there, outside.there
+    maps, joined = [], 0
+    for n, level in enumerate(query):
+        both = torch.cat([inside.levels[n], outside.levels[n]], 2)
+        similarity = level.flatten(2).transpose(1, 2) @ both
+        joined = joined + similarity / len(query)
+        maps += [*_prototypes(level, support[n], mask), *_dense(similarity, places, *there)]
+    everything = torch.cat(query, 1) / len(query) ** 0.5
+    maps += [*_prototypes(everything, torch.cat(support, 2), mask), *_dense(joined, places, *there)]
+    return torch.stack(maps, 1).unflatten(2, grid)
+
+
+def _prototypes(query: Tensor, support: Tensor, mask: SoftMask) -> list[Tensor]:
+    return [
+        torch.einsum("bc,bcn->bn", normalize(prototype(support, weight), dim=1), query.flatten(2)) for weight in mask
+    ]
+
+
+def _dense(similarity: Tensor, places: int, inside: Tensor, outside: Tensor) -> list[Tensor]:
+    front, back = similarity[..., :places], similarity[..., places:]
+    return [nearest(front, inside, NEAREST), nearest(back, outside, 1), rectified_mean(front, inside)]
