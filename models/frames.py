@@ -20,7 +20,7 @@ from models.errors import UsageError
 def png_bytes(array: np.ndarray) -> bytes:
     """uint8 [H,W] or [H,W,3] as PNG, the same bytes each time."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="PNG", compress_level=3)
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
