@@ -273,10 +273,12 @@ def refused(error: Exception) -> bool:
 
 
 def unreachable(error: Exception) -> bool:
-    """MLflow, or the way to it, is down; `requests` reports that as an OSError."""
-    from mlflow.exceptions import MlflowException
+    """MLflow, its database or the way to it is down."""
+    from requests import RequestException
 
-    return isinstance(error, OSError | MlflowException) and not refused(error)
+    if isinstance(error, RequestException | ConnectionError | TimeoutError):
+        return True
+    return getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE" or str(error).startswith("API request to ")
 
 
 def _git(root: Path, *arguments: str) -> str | None:
