@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -45,6 +46,12 @@ def is_valid(height: int, width: int) -> bool:
 def cells(height: int, width: int) -> tuple[int, int]:
     """The feature grid of a stride-8 encoder: n cells of a side of 8n, n + 1 of a side of 8n + 1."""
     return -(-height // STRIDE), -(-width // STRIDE)
+
+
+def as_image(picture: np.ndarray) -> Tensor:
+    """uint8 [H, W] (repeated) or [H, W, 3] -> float [3, H, W] in 0..1, as the encoders want it."""
+    channels = picture[..., None].repeat(3, -1) if picture.ndim == 2 else picture
+    return torch.from_numpy(np.ascontiguousarray(channels)).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True)

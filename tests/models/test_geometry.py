@@ -1,10 +1,11 @@
 """Frames onto a canvas and back, and random views that all modalities share."""
 
+import numpy as np
 import pytest
 import torch
 
 from models.errors import UsageError
-from models.geometry import Augmentation, Canvas, augment, cells, is_valid, photometric, valid_size
+from models.geometry import Augmentation, Canvas, as_image, augment, cells, is_valid, photometric, valid_size
 
 FRAMES = [(480, 640), (576, 720), (240, 320), (101, 77), (33, 130)]
 STILL = dict(scale=(1.0, 1.0), rotate=0.0, flip_probability=0.0, photometric_probability=0.0)
@@ -74,6 +75,13 @@ def test_images_and_labels_land_on_the_same_pixels():
         placed = canvas.label(label)
         agree = (shown == placed)[placed != 255].float().mean()
         assert agree > 0.8
+
+
+def test_pictures_become_three_channels_in_0_1():
+    grey, colour = np.array([[0, 51], [255, 0]], np.uint8), np.zeros((2, 3, 3), np.uint8)
+    colour[1, 2] = 255, 51, 0
+    assert as_image(grey).shape == (3, 2, 2) and as_image(grey)[:, 0, 1].tolist() == pytest.approx([0.2] * 3)
+    assert as_image(colour)[:, 1, 2].tolist() == pytest.approx([1, 0.2, 0])
 
 
 def test_valid_sizes():

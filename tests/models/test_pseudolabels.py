@@ -132,11 +132,11 @@ def test_a_class_of_one_frame_and_ignored_pixels_have_no_left_out_similarity():
 
 
 def test_thresholds_follow_the_rule():
-    similarity = np.concatenate([np.linspace(0.6, 1.0, 21), np.linspace(0.0, 0.4, 21), [0.9] * 3, [np.nan]])
-    class_id = np.array([1] * 21 + [2] * 21 + [3] * 4)
-    found = calibrate(class_id, similarity, 3, RefineSettings())
-    assert found == pytest.approx([0.6, 0.62 - 0.1, 0.3, 0.6])  # unseen, quantile - slack, floor, too few
-    assert calibrate(class_id, similarity, 3, RefineSettings(lam=0.7)) == pytest.approx([0.7] * 4)
+    similarity = np.concatenate([np.linspace(0.4, 0.8, 21), np.linspace(0.0, 0.4, 21), [0.9] * 9, [0.9] * 3, [np.nan]])
+    class_id = np.array([1] * 21 + [2] * 21 + [3] * 9 + [4] * 4)
+    found = calibrate(class_id, similarity, 4, RefineSettings())
+    assert found == pytest.approx([0.3, 0.42 - 0.1, 0.2, 0.5, 0.3])  # unseen, rule, floor, ceiling, too few
+    assert calibrate(class_id, similarity, 4, RefineSettings(lam=0.7)) == pytest.approx([0.7] * 5)
 
 
 # ---- the filter
