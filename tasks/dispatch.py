@@ -1,9 +1,9 @@
 """The driver's loop: shards go to Ray actors, and what actors and nodes do wrong stays here.
 
 Ray only restarts processes (`max_restarts=-1, max_task_retries=0`: its own retries of actor calls give up in seconds
-when a node is lost). An exception in a shard counts as an attempt, and a shard has three. A lost process does not
-count, the shard goes back to the front; but a shard that takes three processes with it, by crashing them or by running
-past its deadline, is given up as well.
+when a node is lost). An exception counts as an attempt, and there are three. A lost process is nobody's attempt; but
+who takes three processes along, by crashing them or by running past the deadline, is given up as well. A shard that
+failed either way goes on row by row: what is given up in the end is a row, never its neighbours, at any shard size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -35,13 +35,16 @@ SILENCE_SECONDS = 300
 
 @dataclass
 class Shard:
-    """Rows that are done, or given up, together."""
+    """Rows that are done together; one row that is given up."""
 
     rows: list[dict]
     attempts: int = 0
     losses: int = 0
     late: bool = False
     reason: str = ""
+
+    def split(self) -> list[Shard]:
+        return [replace(self, rows=[row], late=False) for row in self.rows]
 
 
 class Hand:
@@ -160,14 +163,16 @@ class Dispatcher:
             receipt = ray.get(reference)
         except RayTaskError as error:
             self.idle.append(actor)
-            self._failed(shard, error)
-        except RayError as error:
-            self._lost(actor, shard, error)
+            self._failed(shard, error.cause or error)
+        except RayError:
+            self._lost(actor, shard)
         else:
-            self.idle.append(actor)
+            (self._load if shard.late else self.idle.append)(actor)  # late: done, but its actor was killed just now
             yield shard, receipt
             return
-        if shard.attempts >= ATTEMPTS or shard.losses >= LOSSES:
+        if shard.attempts < ATTEMPTS and shard.losses < LOSSES:
+            self.todo.extend(shard.split())
+        else:
             yield shard, None
 
     def _loaded(self, reference: Any) -> None:
@@ -190,24 +195,17 @@ class Dispatcher:
             self.refusals = 0
             self.idle.append(actor)
 
-    def _failed(self, shard: Shard, error: RayTaskError) -> None:
-        cause = error.cause or error
+    def _failed(self, shard: Shard, cause: Exception) -> None:
         if isinstance(cause, ThermofuseError) and not isinstance(cause, BadSample):
             raise cause from None
         shard.attempts += 1
         shard.reason = str(cause) if isinstance(cause, BadSample) else last_line(cause)
-        if shard.attempts < ATTEMPTS:
-            self.todo.append(shard)
 
-    def _lost(self, actor: Any, shard: Shard, error: RayError) -> None:
+    def _lost(self, actor: Any, shard: Shard) -> None:
         """A process or a node is gone. The idle actors may have been on it too: ask them all before they get work."""
         shard.losses += 1
         limit = self.compute.shard_deadline_seconds
         shard.reason = f"ran past {limit:g} s" if shard.late else "crashed its process (out of memory, or a fault in C)"
-        shard.reason = f"{shard.reason}, {shard.losses} times"
-        shard.late = False
-        if shard.losses < LOSSES:
-            self.todo.appendleft(shard)
         for other in [actor, *self.idle]:
             self._load(other)
         self.idle.clear()

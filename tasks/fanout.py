@@ -123,7 +123,10 @@ def ensure_ray(compute: Compute) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(**_cluster() if os.environ.get("RAY_ADDRESS") else _embedded(compute))
+        try:
+            ray.init(**_cluster() if os.environ.get("RAY_ADDRESS") else _embedded(compute))
+        except Exception as error:  # Ray has no class for this; a node gets 30 s to come up
+            raise StageFailed(f"Ray does not start ({error}); look at RAY_ADDRESS and the machine's load.") from error
     if os.environ.get("RAY_ADDRESS"):
         return  # it may grow
     has = ray.cluster_resources()
