@@ -15,15 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import pyarrow.fs
-import ray.train
-import torch
+from typing import TYPE_CHECKING, Any
 
 from models.errors import StageFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow.fs
 
 STATE = "state.pt"
 RESULT = "result"
@@ -31,11 +29,22 @@ RESULT = "result"
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The pyarrow file system of a folder or an s3:// address, and the path in it."""
+    import pyarrow.fs
+
     if not uri.startswith("s3://"):
         return pyarrow.fs.LocalFileSystem(), uri
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     return pyarrow.fs.S3FileSystem(endpoint_override=endpoint, region=region), uri.removeprefix("s3://")
+
+
+def remove(uri: str) -> None:
+    """Deletes a folder and what is in it; one that is not there is fine."""
+    import pyarrow.fs
+
+    files, path = filesystem(uri)
+    if files.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
+        files.delete_dir(path)
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -46,6 +55,9 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 def seed_step(seed: int, step: int, rank: int = 0) -> np.random.Generator:
     """Seeds python, numpy and torch for one step and returns a numpy generator of the same seed."""
+    import numpy as np
+    import torch
+
     value = step_seed(seed, step, rank)
     random.seed(value)
     np.random.seed(value % 2**32)
@@ -61,6 +73,8 @@ class Checkpoints:
     """
 
     def __init__(self, config: dict, total: int, **parts: Any):
+        import ray.train
+
         self.place, self.total = config["place"], total
         self.parts = {name: getattr(part, "module", part) for name, part in parts.items()}
         self.rank = ray.train.get_context().get_world_rank()
@@ -69,6 +83,9 @@ class Checkpoints:
 
     def restore(self) -> int:
         """Loads the last whole checkpoint; returns how many steps are done (0 for a fresh start)."""
+        import ray.train
+        import torch
+
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return 0
@@ -100,6 +117,8 @@ class Checkpoints:
         self._report(self.total, write)
 
     def _report(self, step: int, write: Callable[[Path], None] | None) -> None:
+        import ray.train
+
         metrics = {"steps": step, **{k: v for k, v in (self.history or [{}])[-1].items() if k != "step"}}
         if self.rank != 0:
             ray.train.report(metrics)
@@ -109,6 +128,9 @@ class Checkpoints:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _write(self, folder: Path, step: int, write: Callable[[Path], None] | None) -> None:
+        import pandas as pd
+        import torch
+
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         torch.save({"step": step, "history": self.history, "parts": parts}, folder / STATE)
         if write:

@@ -27,19 +27,17 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pyarrow.fs
-import ray.train
-import torch
-from ray.train.torch import TorchTrainer
+from typing import TYPE_CHECKING, Any
 
 from models.errors import StageFailed, ThermofuseError
 from tasks import places, progress
-from tasks.checkpoints import RESULT, Checkpoints, filesystem, seed_step, step_seed
-from tasks.fanout import Compute, ensure_ray
+from tasks.checkpoints import RESULT, Checkpoints, filesystem, remove, seed_step, step_seed
+from tasks.fanout import FORWARDED, Compute, ensure_ray
 from tasks.lease import lease
-from tasks.store import Ref, Store, digest_of
+from tasks.store import Draft, Ref, Store, digest_of
+
+if TYPE_CHECKING:
+    import ray.train
 
 __all__ = ["Checkpoints", "fit", "seed_step", "step_seed"]
 
@@ -66,12 +64,14 @@ def fit(
     store = places.store()
     digest = digest_of(kind, inputs, settings, code)
     if found := store.find(kind, digest):
+        progress.step(kind, 1, 1, "reused")
         return found
     name = f"{kind}-{digest}"
+    config = _configuration(store, name, inputs, settings, compute)
     with lease(store, name):
-        result = _run(loop, name, kind, _configuration(store, name, inputs, settings, compute), compute)
+        result = _run(loop, name, kind, config, compute)
         ref = _commit(store.draft(kind, digest), result, meta or {})
-    _remove(result)
+    remove(config["place"])
     return ref
 
 
@@ -82,7 +82,6 @@ def _configuration(store: Store, name: str, inputs: Sequence[Ref], settings: Any
         "inputs": [ref.uri for ref in inputs],
         "store": _absolute(store.root),
         "place": f"{_absolute(store.root)}/training/{name}",
-        "home": os.path.abspath(places.home()),
         "threads": compute.threads_per_worker,
     }
 
@@ -94,20 +93,11 @@ def _absolute(root: str | Path) -> str:
 
 def _run(loop: Callable, name: str, kind: str, config: dict, compute: Compute) -> ray.train.Result:
     ensure_ray(compute)
-    files, path = filesystem(config["place"])
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
     trainer = TorchTrainer(
-        _Worker(loop),
-        train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=compute.train_workers, use_gpu=compute.use_gpu, resources_per_worker=_resources(compute)
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=path.rsplit("/", 1)[0],
-            storage_filesystem=files,
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
+        _Worker(loop), train_loop_config=config, scaling_config=_scaling(compute), run_config=_plan(name, config)
     )
     with _interrupt_kept(), _watched(config["place"], kind):
         try:
@@ -115,13 +105,35 @@ def _run(loop: Callable, name: str, kind: str, config: dict, compute: Compute) -
         except ray.train.TrainingFailedError as error:
             raise _readable(error, kind) from error
     if result.return_value:
-        _remove(result)  # the same steps would end in the same place: start over next time
-        raise StageFailed(result.return_value)
+        remove(config["place"])  # the same steps would end in the same place: start over next time
+        raise result.return_value
     return result
 
 
-def _resources(compute: Compute) -> dict[str, float]:
-    return {"CPU": compute.cpus_per_actor} | ({"GPU": 1} if compute.use_gpu else {})
+def _scaling(compute: Compute) -> ray.train.ScalingConfig:
+    from ray.train import ScalingConfig
+
+    resources = {"CPU": compute.cpus_per_actor} | ({"GPU": 1} if compute.use_gpu else {})
+    return ScalingConfig(num_workers=compute.train_workers, use_gpu=compute.use_gpu, resources_per_worker=resources)
+
+
+def _plan(name: str, config: dict) -> ray.train.RunConfig:
+    """The same name and place as an earlier, killed run: Ray Train then goes on from its last checkpoint."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+
+    files, path = filesystem(config["place"])
+    environment = {name: value for name, value in os.environ.items() if FORWARDED.match(name)}
+    threads = str(config["threads"])
+    return RunConfig(
+        name=name,
+        storage_path=path.rsplit("/", 1)[0],
+        storage_filesystem=files,
+        failure_config=FailureConfig(max_failures=3),
+        checkpoint_config=CheckpointConfig(num_to_keep=2),
+        worker_runtime_env={
+            "env_vars": {**environment, "THERMOFUSE_HOME": str(places.home()), "OMP_NUM_THREADS": threads}
+        },
+    )
 
 
 def _readable(error: Exception, kind: str) -> ThermofuseError:
@@ -133,16 +145,10 @@ def _readable(error: Exception, kind: str) -> ThermofuseError:
     return StageFailed(f"Training {kind} failed: {last}; run it again to go on from the last checkpoint.")
 
 
-def _commit(draft: Any, result: ray.train.Result, meta: dict) -> Ref:
+def _commit(draft: Draft, result: ray.train.Result, meta: dict) -> Ref:
     with result.checkpoint.as_directory() as folder:
         draft.upload(Path(folder) / RESULT)
     return draft.commit(None, {**meta, **(result.metrics or {})}, count=1)
-
-
-def _remove(result: ray.train.Result) -> None:
-    files = result.filesystem
-    if files.get_file_info(result.path).type != pyarrow.fs.FileType.NotFound:
-        files.delete_dir(result.path)
 
 
 @contextmanager
@@ -185,14 +191,16 @@ def _watch(place: str, kind: str, stop: threading.Event) -> None:
 
 
 class _Worker:
-    """What each worker runs: threads, local inputs, then the loop. Returns the sentence of an error of ours."""
+    """What each worker runs: threads, local inputs, then the loop. An error of ours is returned, not retried."""
 
     def __init__(self, loop: Callable[[dict], None]):
         self.loop = loop
 
-    def __call__(self, config: dict) -> str | None:
+    def __call__(self, config: dict) -> ThermofuseError | None:
+        import ray.train
+        import torch
+
         torch.set_num_threads(config["threads"])
-        os.environ.setdefault("THERMOFUSE_HOME", config["home"])
         store = Store(config["store"])
         config = {**config, "folders": [store.local(ref) for ref in config["refs"]]}
         try:
@@ -200,5 +208,5 @@ class _Worker:
         except ThermofuseError as error:
             if ray.train.get_context().get_world_size() > 1:
                 raise  # the other ranks wait in a collective; the group has to fall
-            return str(error)
+            return error
         return None

@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# sRGB -> linear light, one entry per 8-bit value (IEC 61966-2-1)
-_VALUES = np.arange(256) / 255
-_LINEAR = np.where(_VALUES <= 0.04045, _VALUES / 12.92, ((_VALUES + 0.055) / 1.055) ** 2.4)
-_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 
-def lightness(rgb: np.ndarray) -> np.ndarray:
-    """CIE L* of an sRGB picture: uint8 [H,W,3] -> uint8 [H,W], 0..255 for L* 0..100."""
-    y = _LINEAR[rgb] @ _LUMINANCE
-    star = np.where(y > (6 / 29) ** 3, 116 * np.cbrt(y) - 16, y * (29 / 3) ** 3)
-    return np.rint(star * 2.55).clip(0, 255).astype(np.uint8)
+def lightness(rgb: Tensor) -> Tensor:
+    """CIE L* (D65) of sRGB, both scaled to [-1,1]: [B,3,H,W] -> [B,1,H,W]; -1 is L* 0, 1 is L* 100."""
+    value = (rgb + 1) / 2
+    linear = torch.where(value <= 0.04045, value / 12.92, ((value.clamp_min(0) + 0.055) / 1.055) ** 2.4)
+    y = (linear * linear.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    star = torch.where(y > (6 / 29) ** 3, 116 * y.clamp_min(1e-6) ** (1 / 3) - 16, y * (29 / 3) ** 3)
+    return star / 50 - 1
+
+
+def lightness_picture(rgb: np.ndarray) -> np.ndarray:
+    """uint8 [H,W,3] -> uint8 [H,W], 0..255 for L* 0..100."""
+    return to_picture(lightness(to_tensor(rgb)[None])[0])
 
 
 def to_tensor(picture: np.ndarray) -> Tensor:

@@ -133,7 +133,7 @@ class SynDiff(nn.Module):
 
 def shape_of(settings: TranslateSettings) -> dict:
     """The settings that decide the diffusive generator's weights."""
-    names = ("channels", "layers", "patch", "attention", "latent")
+    names = ("channels", "layers", "patch", "attention", "latent", "identity_start")
     return {name: getattr(settings, name) for name in names}
 
 
