@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from models.backbone import EncoderSettings, build_encoder
+from models.backbone import load_encoder
 from models.errors import BadSample, UsageError
 from models.frames import Frames, layer_name, png_bytes, read_png
 from models.geometry import Canvas, as_image
@@ -52,18 +52,8 @@ CODE = ("tasks.refine", "models.pseudolabels", "models.backbone", "models.geomet
 ALARM = 0.6  # share of a class's pixels; more freed than this means a wrong λ or a translator that drifts (§2.5)
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What the workers are told: the encoder and the rule."""
-
-    encoder: EncoderSettings
-    refine: RefineSettings
-
-
 @stage("refine")
-def refine(
-    frames: Ref, synthetic: Ref, encoder: EncoderSettings, settings: RefineSettings, compute: Compute,
-) -> Ref:
+def refine(frames: Ref, synthetic: Ref, encoder: Ref, settings: RefineSettings, compute: Compute) -> Ref:
     """Check the labels of all synthetic training pictures; the Ref is of kind "pseudolabels".
 
     Rows: id, one column per layer with its label file, `counts` (JSON: layer -> class id -> {"kept", "freed"} pixels).
@@ -78,15 +68,15 @@ def refine(
     if not rows or not layers:
         raise UsageError("No labelled training frame has a synthetic picture; synthesise the training split first.")
     prototypes = find_prototypes(frames, synthetic, sorted(labelled), rows, encoder, settings, compute)
-    ref = fan_out(Refiner, rows, Checked(encoder, settings), compute, kind="pseudolabels",
-                  inputs=[frames, synthetic, prototypes], code=CODE, meta={"layers": layers})
+    ref = fan_out(Refiner, rows, settings, compute, kind="pseudolabels",
+                  inputs=[frames, synthetic, encoder, prototypes], code=CODE, meta={"layers": layers})
     if alarms := alarming(freed_table(store.rows(ref), opened.classes)):
         progress.step("refine", ref.count, ref.count, alarms)
     return ref
 
 
 def find_prototypes(
-    frames: Ref, synthetic: Ref, labelled: Sequence[str], pictures: Sequence[dict], encoder: EncoderSettings,
+    frames: Ref, synthetic: Ref, labelled: Sequence[str], pictures: Sequence[dict], encoder: Ref,
     settings: RefineSettings, compute: Compute,
 ) -> Ref:
     """Prototypes, thresholds and domain means, a Ref of kind "prototypes"; its rows are one per class.
@@ -97,9 +87,8 @@ def find_prototypes(
     chosen, shown = _spread(labelled, settings.frames), _spread([row["id"] for row in pictures], settings.mean_frames)
     layers = {row["id"]: {k: v for k, v in row.items() if k != "id"} for row in pictures if row["id"] in shown}
     rows = [{"id": id, "label": id in chosen, "layers": layers.get(id, {})} for id in sorted({*chosen, *shown})]
-    pass_settings = {"encoder": asdict(encoder), "pixel_norm": settings.pixel_norm, "level": settings.level,
-                     "size": list(settings.size)}
-    described = fan_out(Describer, rows, pass_settings, compute, kind="descriptions", inputs=[frames, synthetic],
+    seen = replace(RefineSettings(), pixel_norm=settings.pixel_norm, level=settings.level, size=settings.size)
+    described = fan_out(Describer, rows, seen, compute, kind="descriptions", inputs=[frames, synthetic, encoder],
                         code=CODE)
     digest = digest_of("prototypes", [described, frames], settings, CODE)
     if found := store.find("prototypes", digest):
@@ -147,30 +136,25 @@ def _quantiles(similarity: np.ndarray) -> dict[str, float]:
 class _Encoding:
     """A frozen encoder that gives f̂ of pictures, one picture per forward so that neighbours change no bit of it."""
 
-    def __init__(self, encoder: EncoderSettings, level: str, size: Sequence[int], pixel_norm: bool) -> None:
-        self.level, self.canvas = level, Canvas(tuple(size))
-        self.settings = RefineSettings(pixel_norm=pixel_norm)
+    def __init__(self, folder: Path, settings: RefineSettings) -> None:
+        self.settings, self.canvas = settings, Canvas(settings.size)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # random weights must be the same in every actor
-            self.encoder = build_encoder(encoder).to(self.device)
+        self.encoder = load_encoder(folder).to(self.device)
 
     def __call__(self, picture: np.ndarray) -> Tensor:
         """uint8 [H, W] or [H, W, 3] -> float [C, h, w] on the CPU."""
         image = self.canvas.image(as_image(picture)[None]).to(self.device)
         with torch.inference_mode():
-            features = getattr(self.encoder(image), self.level)[0].cpu()
+            features = getattr(self.encoder(image), self.settings.level)[0].cpu()
         return unit_features(features, self.settings)
 
 
 class Describer:
     """The worker of the first pass: region vectors of a real frame, mean features of pictures."""
 
-    def __init__(self, settings: dict, inputs: Sequence[Path]) -> None:
-        frames, self.synthetic = inputs
-        self.frames = Frames.open(frames)
-        encoder = EncoderSettings(**settings["encoder"])
-        self.encode = _Encoding(encoder, settings["level"], settings["size"], settings["pixel_norm"])
+    def __init__(self, settings: RefineSettings, inputs: Sequence[Path]) -> None:
+        frames, self.synthetic, encoder = inputs
+        self.frames, self.encode = Frames.open(frames), _Encoding(encoder, settings)
 
     def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
         for row in shard:
@@ -191,13 +175,12 @@ class Describer:
 class Refiner:
     """The worker of the last pass: one label per picture."""
 
-    def __init__(self, settings: Checked, inputs: Sequence[Path]) -> None:
-        frames, self.synthetic, prototypes = inputs
-        self.frames, self.rule = Frames.open(frames), settings.refine
+    def __init__(self, settings: RefineSettings, inputs: Sequence[Path]) -> None:
+        frames, self.synthetic, encoder, prototypes = inputs
+        self.frames, self.rule, self.encode = Frames.open(frames), settings, _Encoding(encoder, settings)
         arrays = dict(np.load(prototypes / "prototypes.npz"))
         self.prototypes, self.thresholds = torch.from_numpy(arrays["prototypes"]), arrays["thresholds"]
         self.means = {k.removeprefix("mean_"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("mean_")}
-        self.encode = _Encoding(settings.encoder, self.rule.level, self.rule.size, self.rule.pixel_norm)
 
     def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
         return [self.row(row["id"], {k: v for k, v in row.items() if k != "id"}, draft) for row in shard]

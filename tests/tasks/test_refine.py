@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.backbone import EncoderSettings
+from models.backbone import EncoderSettings, save_encoder
 from models.errors import BadSample, UsageError
 from models.frames import png_bytes, read_png
 from models.pseudolabels import RefineSettings
 from tasks import places, progress
 from tasks.fanout import Compute, Job, Tally
-from tasks.refine import Checked, Describer, Refiner, alarming, find_prototypes, freed_table, gather, refine
+from tasks.refine import Describer, Refiner, alarming, find_prototypes, freed_table, gather, refine
 from tasks.store import digest_of
 
 SIZE, CLASSES = (64, 96), ("disc", "square")
@@ -45,8 +45,15 @@ def commit(kind, rows, pictures, meta=None):
     return draft.commit(pd.DataFrame(rows), meta or {})
 
 
+@pytest.fixture(scope="module")
+def random_encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    save_encoder(folder, EncoderSettings())
+    return folder
+
+
 @pytest.fixture
-def night(thermofuse_home):
+def night(thermofuse_home, random_encoder):
     """Refs of 8 labelled training frames, one test frame, and their pictures: rgb is honest but for frame f0,
     of which nothing is to be seen; lightness is the frame itself."""
     rows, made, files, pictures = [], [], {}, {}
@@ -62,7 +69,10 @@ def night(thermofuse_home):
                      "label": names["label"]})
         made.append({"id": id, "split": rows[-1]["split"], "lightness": names["lightness"], "rgb": names["rgb"]})
     info = {"dataset": "drawn", "classes": CLASSES, "palette": [(1, 2, 3)] * 2, "folds": [], "ignored": []}
-    return commit("frames", rows, files, info), commit("synthetic", made, pictures)
+    draft = places.store().draft("encoder", "0" * 16)
+    draft.upload(random_encoder)
+    encoder = draft.commit(None, {}, count=1)
+    return commit("frames", rows, files, info), commit("synthetic", made, pictures), encoder
 
 
 class Kept(dict):
@@ -75,12 +85,11 @@ class Kept(dict):
 def prototypes_folder(night, tmp_path, settings=SETTINGS):
     """What the stage makes before its last pass, without Ray."""
     folders = [places.store().local(ref) for ref in night]
-    encoding = {"encoder": {}, "pixel_norm": True, "level": settings.level, "size": SIZE}
     layers = {"lightness": "images/{}.lightness.png", "rgb": "images/{}.rgb.png"}
     ids = [f"f{n}" for n in range(8)]
     rows = [{"id": id, "label": True, "layers": {k: v.format(id) for k, v in layers.items()}} for id in ids]
     draft = Kept()
-    Describer(encoding, folders)(rows, draft)
+    Describer(settings, folders)(rows, draft)
     for name, data in draft.items():
         path = tmp_path / "described" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,8 +116,8 @@ def no_actors(monkeypatch):
 
 
 def test_honest_pictures_keep_their_label_and_a_blank_one_loses_it(night, no_actors):
-    frames, synthetic = night
-    ref = refine.fn(frames, synthetic, EncoderSettings(), SETTINGS, COMPUTE)
+    frames, synthetic, encoder = night
+    ref = refine.fn(frames, synthetic, encoder, SETTINGS, COMPUTE)
     store = places.store()
     rows, folder = store.rows(ref), store.local(ref)
     assert ref.kind == "pseudolabels" and list(rows["id"]) == [f"f{n}" for n in range(8)], "the test split stays out"
@@ -126,13 +135,13 @@ def test_honest_pictures_keep_their_label_and_a_blank_one_loses_it(night, no_act
 
 
 def test_a_second_run_makes_nothing_and_another_threshold_reads_no_picture_again(night, no_actors):
-    frames, synthetic = night
-    first = refine.fn(frames, synthetic, EncoderSettings(), SETTINGS, COMPUTE)
+    frames, synthetic, encoder = night
+    first = refine.fn(frames, synthetic, encoder, SETTINGS, COMPUTE)
     described = [path.name for path in Path(places.store().root, "descriptions").iterdir()]
-    assert refine.fn(frames, synthetic, EncoderSettings(), SETTINGS, COMPUTE) == first
+    assert refine.fn(frames, synthetic, encoder, SETTINGS, COMPUTE) == first
     lines = []
     before = progress.use(lambda stage, done, total, note: lines.append((stage, note)))
-    strict = refine.fn(frames, synthetic, EncoderSettings(), replace(SETTINGS, lam=1.01), COMPUTE)
+    strict = refine.fn(frames, synthetic, encoder, replace(SETTINGS, lam=1.01), COMPUTE)
     progress.use(before)
     assert strict != first and [path.name for path in Path(places.store().root, "descriptions").iterdir()] == described
     table = freed_table(places.store().rows(strict), CLASSES).set_index(["layer", "name"])["share"]
@@ -142,9 +151,9 @@ def test_a_second_run_makes_nothing_and_another_threshold_reads_no_picture_again
 
 
 def test_with_actors_it_is_the_same(night, ray_local):
-    frames, synthetic = night
+    frames, synthetic, encoder = night
     settings = replace(SETTINGS, layers=("rgb",))
-    ref = refine.fn(frames, synthetic, EncoderSettings(), settings, COMPUTE)
+    ref = refine.fn(frames, synthetic, encoder, settings, COMPUTE)
     table = freed_table(places.store().rows(ref), CLASSES).set_index("name")["share"]
     assert ref.count == 8 and 0 < table["square"] < 0.2 and 0 < table["disc"] < 0.2 and table["background"] == 0
 
@@ -165,28 +174,28 @@ def test_few_regions_fall_back_and_small_ones_do_not_calibrate(night, tmp_path):
 
 
 def test_a_row_depends_on_nothing_but_itself(night, tmp_path):
-    """The same bytes for any shard and any actor, although the encoder's weights are random."""
+    """The same bytes for any shard and any actor."""
     folder, *_, first = prototypes_folder(night, tmp_path)
     second = prototypes_folder(night, tmp_path)[-1]
     assert first == second
     folders = [*(places.store().local(ref) for ref in night), folder]
     rows = [{"id": f"f{n}", "rgb": f"images/f{n}.rgb.png"} for n in range(4)]
     together, apart = Kept(), Kept()
-    Refiner(Checked(EncoderSettings(), SETTINGS), folders)(rows, together)
-    alone = Refiner(Checked(EncoderSettings(), SETTINGS), folders)
+    Refiner(SETTINGS, folders)(rows, together)
+    alone = Refiner(SETTINGS, folders)
     for row in reversed(rows):
         alone([row], apart)
     assert together == apart and len(together) == 4
 
 
 def test_a_picture_of_another_size_is_quarantined(night, tmp_path):
-    frames, _ = night
+    frames, _, encoder = night
     folder = prototypes_folder(night, tmp_path)[0]
     pictures = tmp_path / "odd"
     pictures.mkdir()
     (pictures / "small.png").write_bytes(png_bytes(np.zeros((32, 32, 3), np.uint8)))
     store = places.store()
-    worker = Refiner(Checked(EncoderSettings(), SETTINGS), [store.local(frames), pictures, folder])
+    worker = Refiner(SETTINGS, [store.local(frames), pictures, store.local(encoder), folder])
     found = worker([{"id": "f1", "rgb": "small.png"}], Kept())
     assert found[0]["id"] == "f1" and "size (32, 32)" in found[0]["error"]
     with pytest.raises(BadSample):
@@ -194,14 +203,14 @@ def test_a_picture_of_another_size_is_quarantined(night, tmp_path):
 
 
 def test_nothing_to_refine_says_what_to_do(night):
-    frames, _ = night
+    frames, _, encoder = night
     empty = commit("none", [{"id": "f8", "split": "test", "rgb": "images/f8.rgb.png"}], {})
     with pytest.raises(UsageError, match="synthesise the training split"):
-        refine.fn(frames, empty, EncoderSettings(), SETTINGS, COMPUTE)
+        refine.fn(frames, empty, encoder, SETTINGS, COMPUTE)
 
 
 def test_the_encoder_pass_is_capped_by_digest_and_not_by_order(monkeypatch, night):
-    frames, synthetic = night
+    frames, synthetic, encoder = night
     asked = []
 
     def remember(worker, rows, *_, **__):
@@ -214,7 +223,7 @@ def test_the_encoder_pass_is_capped_by_digest_and_not_by_order(monkeypatch, nigh
     for order in (ids, ids[::-1]):
         pictures = [{"id": id, "rgb": f"{id}.png"} for id in order]
         with pytest.raises(KeyboardInterrupt):
-            find_prototypes(frames, synthetic, order, pictures, EncoderSettings(), few, COMPUTE)
+            find_prototypes(frames, synthetic, order, pictures, encoder, few, COMPUTE)
     assert asked[0] == asked[1]
     assert sum(row["label"] for row in asked[0]) == 3 and sum(bool(row["layers"]) for row in asked[0]) == 2
     assert {row["id"] for row in asked[0] if row["label"]} != set(ids[:3])
