@@ -84,13 +84,14 @@ class Scores:
 
 def score(
     table: pd.DataFrame, classes: Mapping[int, Sequence[int]], *, names: Mapping[int, str] | None = None,
-    pairs: Sequence[tuple[str, str]] = (), resamples: int = 10_000, seed: int = 0, stratified: bool = True,
+    pairs: Sequence[tuple[str, str]] = (), resamples: int = 10_000, seed: int = 0, stratified: bool = False,
 ) -> Scores:
     """Scores of every stream of `table` (columns COLUMNS, one row per episode and stream).
 
     `classes`: the novel label ids of each fold; those without an episode are missing and enter no mean.
-    `pairs`: (stream, reference) to subtract. `stratified`: draw query images within each fold, so that every fold
-    keeps its number of queries; otherwise an image that serves several folds is drawn for all of them together.
+    `pairs`: (stream, reference) to subtract. An image that serves several folds is drawn for all of them together;
+    with `stratified` it is drawn for each fold apart, which keeps the number of queries of each fold but treats the
+    folds as independent: in simulated exams of 91 images its nominal 95 % fell to 84 %, where this one had 92 %.
     Raises UsageError when streams hold different episodes, or a row's class is not in its fold.
     """
     cells = [(int(fold), int(label)) for fold in classes for label in classes[fold]]
