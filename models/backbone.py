@@ -1,14 +1,16 @@
-"""Frozen image encoders: one forward gives three feature maps on one grid.
+"""Frozen image encoders: one forward gives three levels of features.
 
 Legend: B images, H x W pixels (multiples of 8), h x w = H/8 x W/8 cells, c channels.
 
-Any classifier of timm, plus torchvision's `mobilenet_v2`, serves as encoder. Strides beyond 8 are
-replaced by dilation, as PSPNet, BAM (arXiv 2203.07615) and MSANet (arXiv 2206.09667) do.
+Any classifier of timm, plus torchvision's `mobilenet_v2`, serves as encoder. With `dilated`, strides beyond 8
+become dilation, as in PSPNet, BAM (arXiv 2203.07615) and MSANet (arXiv 2206.09667), and all levels share one grid.
+Without it the levels keep their own strides (8, 16, 32): a sixth of the work, and `similarity.to_grid` joins them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,16 +31,19 @@ class EncoderSettings:
     weights: a state-dict file (.pth or .safetensors), `pretrained` (timm or torchvision fetches them), or `random`.
     normalise: `imagenet` mean and deviation, or `symmetric` (x / 127.5 - 1).
     stages: feature levels (low, mid, high), as indices into the encoder's list of stages.
+    dilated: stride 8 for all levels instead of 8, 16, 32. seed: of `random` weights.
     """
 
     name: str = "mobilenet_v2"
     weights: str = "random"
     normalise: str = "imagenet"
     stages: tuple[int, int, int] = (1, 2, 3)
+    dilated: bool = True
+    seed: int = 0
 
 
 class Features(NamedTuple):
-    """Stage outputs, each [B, c, h, w], on the stride-8 grid."""
+    """Stage outputs, each [B, c, h', w']: one grid of stride 8, or strides 8, 16, 32."""
 
     low: Tensor
     mid: Tensor
@@ -69,9 +74,7 @@ class Encoder(nn.Module):
         if height % 8 or width % 8:
             fit = -(-height // 8) * 8, -(-width // 8) * 8
             raise UsageError(f"The encoder needs sides that are multiples of 8, got {height}x{width}; use {fit}.")
-        maps = self.stages((images - self.mean) / self.deviation)
-        grid = (height // 8, width // 8)
-        return Features(*(m if m.shape[-2:] == grid else nn.functional.adaptive_avg_pool2d(m, grid) for m in maps))
+        return Features(*self.stages((images - self.mean) / self.deviation))
 
 
 class _Chunks(nn.Module):
@@ -103,8 +106,9 @@ def _mobilenet_v2(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int,
     net = mobilenet_v2(weights=pretrained)
     _load(net, settings.weights)
     layers = net.features
-    _dilate(layers[7:14], 2)
-    _dilate(layers[14:18], 4)
+    if settings.dilated:
+        _dilate(layers[7:14], 2)
+        _dilate(layers[14:18], 4)
     return _Chunks(layers[:7], layers[7:14], layers[14:18]), (32, 96, 320)
 
 
@@ -114,12 +118,13 @@ def _timm(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int, int]]:
     if not timm.is_model(settings.name):
         close = timm.list_models(f"*{settings.name.split('.')[0][:6]}*")[:8]
         known = ", ".join(["mobilenet_v2", *(close or ["resnet50s", "resnet101s", "vgg16_bn"])])
-        raise UsageError(f"There is no encoder {settings.name!r}; some that exist: {known} (any timm model name works).")
+        raise UsageError(f"There is no encoder {settings.name!r}; some that exist: {known} (any timm name works).")
     options = {"features_only": True, "out_indices": settings.stages, "pretrained": settings.weights == "pretrained"}
+    stride = {"output_stride": 8} if settings.dilated else {}
     try:
-        net = timm.create_model(settings.name, output_stride=8, **options)
-    except (NotImplementedError, TypeError):  # encoders without dilation are pooled or stretched to the grid instead
-        net = timm.create_model(settings.name, **options)
+        net = timm.create_model(settings.name, **stride, **options)
+    except (NotImplementedError, TypeError) as error:
+        raise UsageError(f"{settings.name} cannot be dilated ({error}); set encoder.dilated=false.") from error
     _load(net, settings.weights)
     return net, tuple(net.feature_info.channels())
 
@@ -139,7 +144,7 @@ def _load(net: nn.Module, weights: str) -> None:
     missing, _ = net.load_state_dict(state, strict=False)
     missing = [name for name in missing if "num_batches_tracked" not in name]
     if missing:
-        raise UsageError(f"{path.name} does not fit the encoder: {len(missing)} tensors are missing, first {missing[0]}.")
+        raise UsageError(f"{path.name} does not fit the encoder: it lacks {len(missing)} tensors, first {missing[0]}.")
 
 
 def build_encoder(settings: EncoderSettings) -> Encoder:
@@ -151,3 +156,25 @@ def build_encoder(settings: EncoderSettings) -> Encoder:
     stages, channels = build(settings)
     scale = SYMMETRIC if settings.normalise == "symmetric" else IMAGENET
     return Encoder(stages, channels, *scale)
+
+
+def save_encoder(folder: Path, settings: EncoderSettings) -> None:
+    """Builds the encoder and writes config.json and encoder.safetensors; `load_encoder` needs nothing else."""
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        encoder = build_encoder(settings)
+    save_file({name: x.contiguous() for name, x in encoder.state_dict().items()}, Path(folder) / "encoder.safetensors")
+    kept = asdict(replace(settings, weights="random"))
+    (Path(folder) / "config.json").write_text(json.dumps(kept, indent=1))
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """The encoder that `save_encoder` wrote, on the CPU."""
+    from safetensors.torch import load_file
+
+    stored = json.loads((Path(folder) / "config.json").read_text())
+    encoder = build_encoder(EncoderSettings(**{**stored, "stages": tuple(stored["stages"])}))
+    encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"))
+    return encoder

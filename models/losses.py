@@ -43,3 +43,18 @@ def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
     loss = 1 - (2 * overlap + smooth) / (total + smooth)
     known = (valid.flatten(1).sum(1) > 0).float()
     return (loss * known).sum() / known.sum().clamp(min=1)
+
+
+def jaccard(logits: Tensor, target: Tensor, group: Tensor, smooth: float = 1.0) -> Tensor:
+    """Mean over groups of -log soft IoU of the foreground, summed over a group's samples before the division.
+
+    logits [B, 2, H, W], target [B, H, W] of {0, 1, 255}, group [B] (the class of each episode): the training twin of
+    the field's mIoU, which also sums intersections and unions of a class before it divides. At least 0.
+    """
+    valid = (target != IGNORE).float()
+    mask = (target == 1).float()
+    probability = logits.float().softmax(1)[:, 1] * valid
+    both, either = ((x).flatten(1).sum(1) for x in (probability * mask, probability + mask - probability * mask))
+    same = (group[:, None] == group[None]).float()
+    ratio = (same @ both + smooth) / (same @ either + smooth)
+    return -(ratio.log() / same.sum(1)).sum() / (1 / same.sum(1)).sum()

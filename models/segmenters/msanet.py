@@ -4,9 +4,10 @@ After BAM (arXiv 2203.07615 §3.3) and MSANet (arXiv 2206.09667 §3): prototype,
 classes are many, reduced query features go through an ASPP decoder. Two things differ from the papers, because with a
 handful of base classes such a decoder memorises them:
 
-- the output is `anchor + correction`. The anchor is an affine map of the evidence that starts as the training-free
-  `Prototype` control; the correction starts at exactly zero. Training can only move away from the control, and model
-  selection on held-out base classes may send it back;
+- the output is `anchor + correction`. The anchor weighs two margins, prototype and nearest-cell similarity of foreground
+  over background, and a threshold: it starts as the training-free `Prototype` control. The correction starts at
+  exactly zero and may be left out. Training moves away from the control, and model selection on held-out base classes
+  may send it back;
 - raw query features are a setting (`raw_width`), off by default: similarities say nothing about which class it is.
 
 Legend: B episodes, K supports, E evidence maps, h x w cells.
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from models.segmenters.prototype import BACKGROUND, FOREGROUND
+from models.segmenters.prototype import BACKGROUND, FOREGROUND, NEAR_BACKGROUND, NEAR_FOREGROUND
 from models.segmenters.similarity import SoftMask, evidence, prototype, style_discrepancy
 
 
@@ -45,11 +46,8 @@ class MetaLearner(nn.Module):
         super().__init__()
         maps = 5 * (len(channels) + 1)
         self.raw_width = settings.raw_width
-        self.mix = nn.Conv2d(maps, 1, 1)
-        with torch.no_grad():
-            self.mix.weight.zero_()
-            self.mix.bias.zero_()
-            self.mix.weight[0, FOREGROUND], self.mix.weight[0, BACKGROUND] = 10.0, -10.0
+        self.mix = nn.Parameter(torch.tensor([1.0, 0.0]))
+        self.threshold = nn.Parameter(torch.zeros(()))
         if self.raw_width:
             self.reduce = nn.Conv2d(channels[1] + channels[2], self.raw_width, 1, bias=False)
         self.correct = _Decoder(maps + 1 + 2 * self.raw_width, settings) if settings.correction else None
@@ -65,10 +63,16 @@ class MetaLearner(nn.Module):
 
     def from_evidence(self, maps: Tensor, base: Tensor, raw: Tensor | None = None) -> Tensor:
         """Logits [B, 2, h, w] from evidence [B, E, h, w], base map and, if used, raw maps [B, 2·raw_width, h, w]."""
-        score = self.mix(maps)
+        score = self.anchor(maps)
         if self.correct is not None:
             score = score + self.correct(torch.cat([maps, base] if raw is None else [maps, base, raw], 1))
         return torch.cat([-score / 2, score / 2], 1)
+
+    def anchor(self, maps: Tensor) -> Tensor:
+        """Score [B, 1, h, w] = 10·(mix · margins - threshold); at the start exactly the control's."""
+        prototypes = maps[:, FOREGROUND] - maps[:, BACKGROUND]
+        cells = maps[:, NEAR_FOREGROUND] - maps[:, NEAR_BACKGROUND]
+        return 10 * (self.mix[0] * prototypes + self.mix[1] * cells - self.threshold)[:, None]
 
     def _raw(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor | None:
         if not self.raw_width:

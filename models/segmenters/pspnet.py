@@ -23,7 +23,7 @@ class PSPNet(nn.Module):
         super().__init__()
         inside = channels[1] + channels[2]
         branch = width // len(bins)
-        self.bins = tuple(bins)
+        self.bins, self.width = tuple(bins), width
         self.reduce = nn.ModuleList(_convolution(inside, branch, 1) for _ in bins)
         self.merge = nn.Sequential(_convolution(inside + branch * len(bins), width, 3), nn.Dropout2d(0.1))
         self.classify = nn.Conv2d(width, 1 + classes, 1)

@@ -1,0 +1,124 @@
+"""Pictures, labels and features of prepared frames, in every modality that exists of them.
+
+A layer is one picture of a frame: `infrared` and `visible` are real, `lightness`, `rgb` and `rgb_lightness` are
+translations. A stream is what one meta learner sees: in testing one layer, in training also its stand-in.
+
+Legend: B items, H x W canvas, c channels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.backbone import Encoder, Features
+from models.episode import IGNORE, train_label
+from models.frames import Frames, layer_name, read_png
+from models.geometry import Canvas, as_image
+from models.pseudolabels import carry_freed
+
+REAL = ("infrared", "visible", "label")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality: its name in the scores, the layer it reads, and the layer that stands in for it in training."""
+
+    name: str
+    layer: str
+    stand_in: str | None = None
+
+
+STREAMS = (Stream("infrared", "infrared", "lightness"), Stream("rgb", "rgb", "rgb_lightness"))
+
+
+class Views:
+    """All layers of one prepared dataset. synthetic, refined: folders of those stages, where they exist."""
+
+    def __init__(self, frames: Frames, synthetic: Path | None = None, refined: Path | None = None) -> None:
+        self.frames, self.synthetic, self.refined = frames, synthetic, refined
+
+    def picture(self, id: str, layer: str) -> np.ndarray:
+        """uint8 [H,W] or [H,W,3] at the frame's own size."""
+        if layer in REAL:
+            return read_png(self.frames.path(id, layer))
+        return read_png(self.synthetic / layer_name(id, layer))
+
+    def has(self, id: str, layer: str) -> bool:
+        if layer in REAL:
+            return self.frames.has(id, layer)
+        return self.synthetic is not None and (self.synthetic / layer_name(id, layer)).is_file()
+
+    def label(self, id: str, layer: str = "infrared", novel: Sequence[int] = (), policy: str = "ignore") -> np.ndarray:
+        """uint8 [H,W] as training may see it on this layer: novel ids hidden by `policy`, freed base regions 255."""
+        label = self.frames.label(id)
+        seen = train_label(label, novel, policy)
+        if layer in REAL or self.refined is None:
+            return seen
+        path = self.refined / layer_name(id, f"{layer}.label")
+        return carry_freed(seen, label, read_png(path), novel) if path.is_file() else seen
+
+
+class FeatureBank:
+    """Frozen features of (frame, layer), each encoded once and kept while `budget` bytes last.
+
+    Features leave as float32 batches; they rest as float16 at the strides that the encoder gave.
+    """
+
+    def __init__(self, encoder: Encoder, views: Views, canvas: Canvas, budget: int = 4 << 30, batch: int = 8) -> None:
+        self.encoder, self.views, self.canvas, self.budget, self.batch = encoder, views, canvas, budget, batch
+        self.device = encoder.mean.device
+        self.held: OrderedDict[tuple[str, str], Features] = OrderedDict()
+        self.bytes = 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.canvas.size[0] // 8, self.canvas.size[1] // 8
+
+    def get(self, keys: Sequence[tuple[str, str]]) -> Features:
+        """Levels [B, c, h', w'] of (id, layer) keys; what is missing is encoded in one go."""
+        missing = list(dict.fromkeys(key for key in keys if key not in self.held))
+        fresh: dict[tuple[str, str], Features] = {}
+        for start in range(0, len(missing), self.batch):
+            fresh |= self._encode(missing[start : start + self.batch])
+        rows = [fresh.get(key) or self.held[key] for key in keys]
+        for key, features in fresh.items():
+            self._hold(key, features)
+        return Features(*(torch.stack(level).to(self.device, torch.float32) for level in zip(*rows, strict=True)))
+
+    def _encode(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Features]:
+        images = torch.stack([self.canvas.image(as_image(self.views.picture(*key))) for key in keys])
+        maps = encode(self.encoder, images.to(self.device))
+        return {key: Features(*(level[i].half() for level in maps)) for i, key in enumerate(keys)}
+
+    def _hold(self, key: tuple[str, str], features: Features) -> None:
+        size = sum(level.numel() * 2 for level in features)
+        if size > self.budget:
+            return
+        self.held[key] = features
+        self.bytes += size
+        while self.bytes > self.budget:
+            _, old = self.held.popitem(last=False)
+            self.bytes -= sum(level.numel() * 2 for level in old)
+
+
+def encode(encoder: Encoder, images: Tensor) -> Features:
+    """One frozen forward of [B, 3, H, W]: channels last, bfloat16 where the device has it; float32 out."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    usable = images.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=usable):
+        maps = encoder(images)
+    return Features(*(level.float() for level in maps))
+
+
+def episode_mask(label: np.ndarray, wanted: int) -> Tensor:
+    """uint8 [H,W] of {0, 1, 255} for one class out of a label map."""
+    mask = (label == wanted).astype(np.uint8)
+    mask[label == IGNORE] = IGNORE
+    return torch.from_numpy(mask)
