@@ -123,16 +123,24 @@ def ensure_ray(compute: Compute) -> None:
     import ray
 
     if not ray.is_initialized():
-        try:
-            ray.init(**_cluster() if os.environ.get("RAY_ADDRESS") else _embedded(compute))
-        except Exception as error:  # Ray has no class for this; a node gets 30 s to come up
-            raise StageFailed(f"Ray does not start ({error}); look at RAY_ADDRESS and the machine's load.") from error
+        _start_ray(_cluster() if os.environ.get("RAY_ADDRESS") else _embedded(compute))
     if os.environ.get("RAY_ADDRESS"):
         return  # it may grow
     has = ray.cluster_resources()
     if has.get("GPU", 0) < compute.gpus_per_actor or has.get("CPU", 0) < compute.cpus_per_actor:
         need = f"{compute.cpus_per_actor:g} CPUs and {compute.gpus_per_actor:g} GPUs"
         raise UsageError(f"A worker asks for {need}, which this machine does not have; lower it or set RAY_ADDRESS.")
+
+
+def _start_ray(options: dict[str, Any], attempts: int = 2) -> None:
+    import ray
+
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray has no class for it; a node has 30 s to come up, which a busy machine may miss
+        if attempts == 1:
+            raise StageFailed(f"Ray does not start ({error}); look at RAY_ADDRESS and the machine's load.") from error
+        _start_ray(options, attempts - 1)
 
 
 def _embedded(compute: Compute) -> dict[str, Any]:
