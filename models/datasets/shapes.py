@@ -126,16 +126,16 @@ def waves(u, v):
 
 
 SHAPES = (
-    Shape("disc", disc, warm_core, 0.13, 0.75, 0.02),
-    Shape("ring", ring, even, 0.15, 0.60, 0.55),
-    Shape("square", square, checks, 0.14, 0.45, 0.30),
-    Shape("bar", bar, stripes, 0.18, 0.55, 0.12),
-    Shape("triangle", triangle, slope, 0.16, 0.50, 0.80),
-    Shape("cross", cross, warm_core, 0.16, 0.65, 0.65),
-    Shape("star", star, warm_rim, 0.16, 0.60, 0.15),
-    Shape("crescent", crescent, waves, 0.16, 0.55, 0.45),
-    Shape("corner", corner, slope, 0.16, 0.50, 0.95),
-    Shape("arch", arch, even, 0.17, 0.70, 0.72),
-    Shape("dumbbell", dumbbell, halves, 0.18, 0.60, 0.38),
-    Shape("comb", comb, spots, 0.17, 0.50, 0.05),
+    Shape("disc", disc, warm_core, 0.175, 0.75, 0.02),
+    Shape("ring", ring, even, 0.20, 0.60, 0.55),
+    Shape("square", square, checks, 0.18, 0.60, 0.30),
+    Shape("bar", bar, stripes, 0.24, 0.60, 0.12),
+    Shape("triangle", triangle, slope, 0.21, 0.50, 0.80),
+    Shape("cross", cross, warm_core, 0.21, 0.65, 0.65),
+    Shape("star", star, warm_rim, 0.22, 0.60, 0.15),
+    Shape("crescent", crescent, waves, 0.21, 0.55, 0.45),
+    Shape("corner", corner, slope, 0.21, 0.50, 0.95),
+    Shape("arch", arch, even, 0.22, 0.70, 0.72),
+    Shape("dumbbell", dumbbell, halves, 0.25, 0.60, 0.38),
+    Shape("comb", comb, spots, 0.22, 0.65, 0.05),
 )

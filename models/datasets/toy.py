@@ -85,7 +85,7 @@ class Toy:
         """Who is in the scene, from back to front; None is a warm thing of no class."""
         count = rng.integers(self.objects[0], self.objects[1] + 1)
         cast: list[Shape | None] = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:count]]
-        for _ in range(rng.integers(1, 4)):
+        for _ in range(rng.integers(0, 3)):
             cast.insert(rng.integers(len(cast) + 1), None)
         return cast
 
@@ -107,6 +107,7 @@ class Scene:
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng, self.size = rng, size
+        self.centres: list[np.ndarray] = []
         self.polarity = rng.choice((1.0, -1.0), p=(0.7, 0.3))
         slope = np.linspace(-1, 1, size[0])[:, None] * rng.normal(0, 0.5)
         self.ground = self._clouds(4, 0.5) + self._clouds(10, 0.25) + slope
@@ -125,8 +126,8 @@ class Scene:
     def put(self, shape: Shape | None) -> None:
         """Draws one object in front of what is there; None draws a blob of random outline."""
         rng, (height, width) = self.rng, self.size
-        radius = min(self.size) * (shape.radius if shape else rng.uniform(0.06, 0.16)) * rng.uniform(0.85, 1.3)
-        row, column = rng.uniform(0.1, 0.9) * height, rng.uniform(0.1, 0.9) * width
+        radius = min(self.size) * (shape.radius if shape else rng.uniform(0.08, 0.2)) * rng.uniform(0.85, 1.2)
+        row, column = self._place()
         reach = int(radius * 1.6) + 2
         rows = slice(max(int(row) - reach, 0), min(int(row) + reach, height))
         columns = slice(max(int(column) - reach, 0), min(int(column) + reach, width))
@@ -134,11 +135,18 @@ class Scene:
         distance, texture = (shape.distance(u, v), shape.texture(u, v)) if shape else self._blob(u, v)
         self._paint((rows, columns), np.clip(0.5 - distance * radius / 1.5, 0, 1), texture, shape)
 
+    def _place(self) -> tuple[float, float]:
+        """A centre: of three drawn ones, that farthest from what is there, so that overlap is common but not total."""
+        drawn = self.rng.uniform(0.12, 0.88, (3, 2)) * self.size
+        gaps = [min((np.hypot(*(spot - other)) for other in self.centres), default=0) for spot in drawn]
+        self.centres.append(drawn[int(np.argmax(gaps))])
+        return tuple(self.centres[-1])
+
     def _local(self, rows: slice, columns: slice, centre: tuple[float, float], radius: float):
         """Coordinates of the pixels in the frame of a turned, slightly squeezed object."""
         y, x = np.mgrid[rows, columns].astype(np.float64)
         y, x = (y - centre[0]) / radius, (x - centre[1]) / radius
-        angle, squeeze = self.rng.normal(0, 0.5), self.rng.uniform(0.85, 1.18)
+        angle, squeeze = self.rng.normal(0, 0.35), self.rng.uniform(0.85, 1.18)
         cos, sin = np.cos(angle), np.sin(angle)
         return (cos * x + sin * y) * squeeze, (cos * y - sin * x) / squeeze
 
@@ -149,20 +157,22 @@ class Scene:
 
     def _paint(self, window: tuple[slice, slice], cover: np.ndarray, texture: np.ndarray, shape: Shape | None) -> None:
         rng = self.rng
-        sign = rng.choice((1.0, -1.0), p=(0.85, 0.15))
-        excess = (shape.heat if shape else 0.6) * rng.uniform(2.2, 4.5) + rng.uniform(0.7, 1.2) * texture
+        sign = rng.choice((1.0, -1.0), p=(0.9, 0.1))
+        excess = (shape.heat if shape else 0.6) * rng.uniform(2.2, 4.5) * (1 + rng.uniform(0.4, 0.65) * texture)
         softness = cover if shape or rng.uniform() < 0.6 else gaussian_filter(cover, 3.0)
         self.heat[window] += softness * (sign * excess + 0.6 * self.ground[window] - self.heat[window])
         hue = (shape.hue if shape else rng.uniform()) + rng.normal(0, 0.1)
         colour = np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.35, 0.9), rng.uniform(0.4, 0.95)))
         painted = colour * (1 + 0.18 * texture[..., None])
         self.albedo[window] += cover[..., None] * (painted - self.albedo[window])
-        self.shadow[window] = np.maximum(self.shadow[window], np.roll(cover, (2, 3), (0, 1)) * (1 - cover))
+        cast = np.zeros_like(cover)
+        cast[2:, 3:] = cover[:-2, :-3]
+        self.shadow[window] = np.maximum(self.shadow[window], cast * (1 - cover))
         self.label[window][cover > 0.5] = (SHAPES.index(shape) + 1) if shape else 0
 
     def occlude(self) -> None:
         """Now and then a pole or a beam in front of everything, at the temperature of the air."""
-        for _ in range(self.rng.integers(0, 3)):
+        for _ in range(self.rng.integers(0, 2)):
             thickness = int(self.rng.integers(2, 2 + max(min(self.size) // 24, 2)))
             axis = int(self.rng.integers(2))
             start = int(self.rng.integers(0, self.size[axis] - thickness))
@@ -175,7 +185,7 @@ class Scene:
         """What the thermal camera gives, uint8 [H,W]: blurred, with gain, ambient, polarity, noise and pattern."""
         rng = self.rng
         seen = gaussian_filter(self.heat, 0.6) * self.polarity * rng.uniform(14, 24) + rng.uniform(80, 150)
-        seen += noise * (pattern + rng.normal(0, rng.uniform(2.0, 6.0), self.size))
+        seen += noise * (pattern + rng.normal(0, rng.uniform(1.5, 4.5), self.size))
         return np.clip(np.round(seen), 0, 255).astype(np.uint8)
 
     def visible(self, noise: float) -> np.ndarray:

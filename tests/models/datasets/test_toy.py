@@ -138,6 +138,17 @@ def test_clutter_belongs_to_no_class():
     assert not scene.label.any() and np.abs(scene.heat - before).max() > 0.3
 
 
+def test_shadows_fall_beside_objects_and_wrap_nowhere():
+    scene = Scene(np.random.default_rng(0), (64, 64))
+    cover = np.zeros((30, 30))
+    cover[20:, 20:] = 1  # an object cut by the lower right corner of its window
+    scene._paint((slice(0, 30), slice(0, 30)), cover, np.zeros((30, 30)), SHAPES[0])
+    assert not scene.shadow[:20].any() and not scene.shadow[:, :20].any()
+    cover = np.roll(cover, (-15, -15), (0, 1))
+    scene._paint((slice(30, 60), slice(30, 60)), cover, np.zeros((30, 30)), SHAPES[0])
+    assert scene.shadow[46, 46] == 1 and scene.shadow[36, 36] == 0
+
+
 def test_drawing_is_fast():
     dataset = Toy()
     items = dataset.items()[:30]
