@@ -42,7 +42,7 @@ def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
     overlap, total = (x.flatten(1).sum(1) for x in (probability * mask, probability + mask))
     loss = 1 - (2 * overlap + smooth) / (total + smooth)
     known = (valid.flatten(1).sum(1) > 0).float()
-    return (loss * known).sum() / known.sum().clamp(min=1)
+    return loss.sum() / known.sum().clamp(min=1)  # without a known pixel the loss is 0 already
 
 
 def jaccard(logits: Tensor, target: Tensor, group: Tensor, smooth: float = 1.0) -> Tensor:

@@ -76,7 +76,7 @@ def freeze_episodes(frames: Ref, settings: EpisodeSettings, data: DataSettings) 
     if found := store.find("episodes", digest):
         return found
     opened = open_frames(frames)
-    folds = range(len(opened.folds)) if data.fold is None else [data.fold]
+    folds = chosen_folds(frames, data)
     episodes = [key for fold in folds for key in exam(opened, fold, settings)]
     if not episodes:
         raise UsageError(f"{opened.dataset} has no folds to examine; name some classes or choose other data.")
@@ -84,6 +84,11 @@ def freeze_episodes(frames: Ref, settings: EpisodeSettings, data: DataSettings) 
     meta["frames_kept_for_training"] = {str(fold): kept_counts(opened, fold) for fold in folds}
     meta["frames_of_class"] = _frames_of_class(opened, settings)
     return store.draft("episodes", digest).commit(to_rows(opened, episodes), meta)
+
+
+def chosen_folds(frames: Ref, data: DataSettings) -> tuple[int, ...]:
+    """The folds to run: the one of the settings, or all that the dataset has."""
+    return tuple(range(len(open_frames(frames).folds))) if data.fold is None else (data.fold,)
 
 
 def open_frames(ref: Ref) -> Frames:

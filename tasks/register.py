@@ -58,7 +58,7 @@ class Package:
     example: query, support and support_mask as in `tasks/fusion_pyfunc.py`; None makes a small one up.
     """
 
-    predictor: str = "models.segmenters.fusion:Predictor"
+    predictor: str = "models.segmenters.predictor:Predictor"
     code: tuple[Path, ...] = (Path(models.__file__).parent,)
     example: Mapping[str, Any] | None = None
 

@@ -85,15 +85,20 @@ class MetaJob:
 
     meta: MetaSettings
     folds: tuple[int, ...]
+    generator: str
 
 
 @stage("train_meta")
-def train_meta(inputs: Sequence[Ref], settings: MetaSettings, folds: Sequence[int], compute: Compute) -> Ref:
+def train_meta(
+    frames: Ref, synthetic: Ref, pseudolabels: Ref, encoder: Ref, base: Ref, translators: Ref,
+    settings: MetaSettings, folds: Sequence[int], generator: str, compute: Compute,
+) -> Ref:
     """Kind "model": a folder that segments on its own (`models.segmenters.predictor`).
 
-    inputs: frames, synthetic, pseudolabels, encoder, base, translators.
+    generator: name in GENERATORS of what made the translators, which travel with the model.
     """
-    return fit(meta_loop, "model", list(inputs), MetaJob(settings, tuple(folds)), CODE, compute)
+    inputs = [frames, synthetic, pseudolabels, encoder, base, translators]
+    return fit(meta_loop, "model", inputs, MetaJob(settings, tuple(folds), generator), CODE, compute)
 
 
 def meta_loop(config: dict) -> None:
@@ -281,6 +286,7 @@ def save_model(folder: Path, experts: nn.ModuleDict, frames: Frames, job: MetaJo
     shutil.copytree(folders[5], folder / "translators", ignore=shutil.ignore_patterns("manifest.json", "*.parquet"))
     config = {
         "dataset": frames.dataset,
+        "generator": job.generator,
         "classes": list(frames.classes),
         "size": list(job.meta.size),
         "streams": [asdict(stream) for stream in job.meta.streams],

@@ -4,10 +4,10 @@ After BAM (arXiv 2203.07615 §3.3) and MSANet (arXiv 2206.09667 §3): prototype,
 classes are many, reduced query features go through an ASPP decoder. Two things differ from the papers, because with a
 handful of base classes such a decoder memorises them:
 
-- the output is `anchor + correction`. The anchor weighs two margins, prototype and nearest-cell similarity of foreground
-  over background, and a threshold: it starts as the training-free `Prototype` control. The correction starts at
-  exactly zero and may be left out. Training moves away from the control, and model selection on held-out base classes
-  may send it back;
+- the output is `anchor + correction`. The anchor weighs two margins of foreground over background, of prototypes and of
+  nearest cells, and a threshold: it starts as the training-free `Prototype` control. The correction starts at exactly
+  zero and may be left out. Training moves away from the control, and model selection on held-out base classes may
+  send it back;
 - raw query features are a setting (`raw_width`), off by default: similarities say nothing about which class it is.
 
 Legend: B episodes, K supports, E evidence maps, h x w cells.

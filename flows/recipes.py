@@ -1,0 +1,152 @@
+"""Recipes: every setting of a night, composed from the classes that stand beside the code that reads them.
+
+    thermofuse run msrs-1shot --set data.fold=1 --set meta.steps=800
+
+The same class is the Prefect form, the command line's `--set` and the parameters in MLflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+
+from models.backbone import EncoderSettings
+from models.episode import EpisodeSettings
+from models.errors import UsageError
+from models.generators.settings import TranslateSettings
+from models.pseudolabels import RefineSettings
+from models.segmenters.expert import ExpertSettings
+from models.segmenters.msanet import MetaLearnerSettings
+from tasks.evaluate import ExamSettings
+from tasks.fanout import Compute
+from tasks.prepare import DataSettings
+from tasks.promote import Gate
+from tasks.train_base import BaseSettings
+from tasks.train_meta import MetaSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One night. `about` says source, command, cost and what to expect."""
+
+    name: str
+    about: str = ""
+    data: DataSettings = field(default_factory=DataSettings)
+    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    translate: TranslateSettings = field(default_factory=TranslateSettings)
+    refine: RefineSettings = field(default_factory=RefineSettings)
+    base: BaseSettings = field(default_factory=BaseSettings)
+    meta: MetaSettings = field(default_factory=MetaSettings)
+    exam: ExamSettings = field(default_factory=ExamSettings)
+    gate: Gate = field(default_factory=Gate)
+    compute: Compute = field(default_factory=Compute)
+
+
+TINY = TranslateSettings(
+    channels=(16, 32), layers=1, patch=4, attention=False, latent=16, cycle_width=8, cycle_blocks=1,
+    identity_start=True, discriminator_channels=(8, 16, 16), patch_width=8, patch_layers=1, both_ways=False,
+    crop=64, short_side=None, batch=2, iterations=4, checkpoint_every=100,
+)
+LAPTOP = replace(
+    TINY, channels=(32, 64), latent=32, cycle_width=24, cycle_blocks=3, discriminator_channels=(16, 32, 64, 64),
+    patch_width=24, patch_layers=2, crop=96, batch=4, iterations=300, structure_weight=1.0, average=0.99,
+    checkpoint_every=50,
+)
+ANCHOR = ExpertSettings(base_width=128, learner=MetaLearnerSettings(correction=False))
+"""Few base classes: two margins and a threshold per stream, and the fusion; nothing that could memorise a class."""
+
+PAPER = ExpertSettings(learner=MetaLearnerSettings(width=256, raw_width=256, rates=(1, 6, 12, 18)))
+
+
+def smoke() -> Recipe:
+    """Every stage for real, on next to nothing: what the tests run. Under a minute of work on two cores."""
+    return Recipe(
+        name="smoke",
+        data=DataSettings("toy", fold=0, options={"size": (64, 96), "train": 48, "test": 24}),
+        episodes=EpisodeSettings(min_pixels=40),
+        encoder=EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
+        translate=TINY,
+        refine=RefineSettings(size=(64, 96), min_area=16, frames=24, mean_frames=8),
+        base=BaseSettings(size=(64, 96), width=32, steps=20, batch=4, checkpoint_every=10),
+        meta=MetaSettings(
+            size=(64, 96), expert=ANCHOR, min_pixels=40, steps=20, batch=4, rate=0.02, validation=8, validate_every=10,
+            checkpoint_every=5,
+        ),
+        exam=ExamSettings(resamples=500),
+        compute=Compute(shard_size=8),
+    )
+
+
+def demo() -> Recipe:
+    """Toy scenes, twelve classes, one fold; random encoder weights, so look at the ranking, not at the heights."""
+    return Recipe(
+        name="demo",
+        data=DataSettings("toy", fold=0),
+        episodes=EpisodeSettings(min_pixels=60),
+        encoder=EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
+        translate=LAPTOP,
+        refine=RefineSettings(size=(192, 256)),
+        base=BaseSettings(size=(192, 256), width=64, steps=150),
+        meta=MetaSettings(
+            size=(192, 256), expert=ExpertSettings(base_width=64, learner=MetaLearnerSettings(width=24)),
+            min_pixels=60, steps=200, rate=5e-3, held_out=2, validation=20,
+        ),
+        compute=Compute(shard_size=20),
+    )
+
+
+def msrs(shots: int) -> Recipe:
+    """MSRS: the labelled part of the dataset, three folds, MobileNetV2. Sized for two cores and an hour."""
+    return Recipe(
+        name=f"msrs-{shots}shot",
+        data=DataSettings("msrs"),
+        episodes=EpisodeSettings(shots=shots),
+        encoder=EncoderSettings(
+            "mobilenet_v2", "mobilenet_v2_imagenet_from_uint8.pth", "symmetric", dilated=False
+        ),
+        translate=replace(LAPTOP, crop=128, iterations=500),
+        base=BaseSettings(width=128, steps=300),
+        meta=MetaSettings(expert=ANCHOR, shots=shots, steps=150, batch=8, rate=0.02, validation=20, validate_every=30),
+        compute=Compute(shard_size=16),
+    )
+
+
+def large(dataset: str, shots: int, size: tuple[int, int], visible: str) -> Recipe:
+    """A GPU recipe at the papers' sizes: ResNet-50 with deep stem, SynDiff at 256 x 256, ASPP decoders."""
+    return Recipe(
+        name=f"{dataset}-{shots}shot",
+        data=DataSettings(dataset, unpaired_visible=visible),
+        episodes=EpisodeSettings(shots=shots, min_pixels=2048),
+        encoder=EncoderSettings("resnet50s.gluon_in1k", "pretrained", stages=(2, 3, 4)),
+        refine=RefineSettings(size=size),
+        base=BaseSettings(size=size, steps=20_000, batch=12, checkpoint_every=1000, cache_gb=16),
+        meta=MetaSettings(
+            size=size, expert=PAPER, shots=shots, min_pixels=2048, steps=20_000, batch=8, jaccard_weight=0.0,
+            entropy_weight=1.0, held_out=2, validate_every=1000, checkpoint_every=1000, cache_gb=16,
+        ),
+        exam=ExamSettings(cache_gb=16),
+        compute=Compute(actors=4, gpus_per_actor=1.0, shard_size=32, use_gpu=True, threads_per_worker=4),
+    )
+
+
+RECIPES = {
+    "smoke": smoke,
+    "demo": demo,
+    "msrs-1shot": lambda: msrs(1),
+    "msrs-5shot": lambda: msrs(5),
+    "soda-1shot": lambda: large("soda", 1, (352, 472), "flir"),
+    "soda-5shot": lambda: large("soda", 5, (352, 472), "flir"),
+    "scutseg-1shot": lambda: large("scutseg", 1, (384, 480), "flir"),
+}
+
+
+def named(recipe: Recipe | str) -> Recipe:
+    """The recipe itself, or the one of that name. Raises UsageError that lists the names."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        close = get_close_matches(recipe, RECIPES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"There is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}.{hint}")
+    return RECIPES[recipe]()

@@ -1,0 +1,153 @@
+"""Sit the frozen exam: every episode, every stream, the control beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models.backbone import Features
+from models.episode import EpisodeKey
+from models.frames import Frames, png_bytes
+from models.geometry import Canvas
+from models.metrics import COUNTS, Scores, episode_counts, score
+from models.plots import Example
+from models.segmenters.episodes import gather
+from models.segmenters.predictor import load_experts
+from models.segmenters.prototype import Prototype
+from models.segmenters.similarity import soft_mask, to_grid
+from models.views import FeatureBank, Stream, Views, episode_mask
+from tasks import places
+from tasks.fanout import Compute, fan_out
+from tasks.prepare import open_frames
+from tasks.stage import stage
+from tasks.store import Ref
+
+CODE = (
+    "tasks.evaluate", "models.backbone", "models.views", "models.geometry", "models.metrics",
+    "models.segmenters.episodes", "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.msanet",
+    "models.segmenters.prototype", "models.segmenters.pspnet", "models.segmenters.similarity",
+)
+
+
+@dataclass(frozen=True)
+class ExamSettings:
+    """resamples: bootstrap draws. cache_gb: features an actor keeps. shown: episodes per class whose masks are kept."""
+
+    resamples: int = 10_000
+    cache_gb: float = 2.0
+    shown: int = 1
+
+
+@stage("evaluate")
+def evaluate(
+    model: Ref, frames: Ref, synthetic: Ref, episodes: Ref, settings: ExamSettings, compute: Compute
+) -> Ref:
+    """Kind "exam": one row per episode with counts per stream (`models.metrics.COUNTS`); masks of the shown ones.
+
+    Streams: "prototype" (training-free, infrared), "prototype_both" (the control summed over all streams), each of the
+    model's streams alone, and "fusion".
+    """
+    listed = places.store().rows(episodes)
+    turn = listed.groupby(["fold", "label"]).cumcount()
+    rows = [
+        {"id": f"e{row['episode']:06d}", "shown": bool(n < settings.shown), "supports": list(map(str, row["supports"]))}
+        | {key: (str if key == "query" else int)(row[key]) for key in ("episode", "fold", "label", "query", "seed")}
+        for row, n in zip(listed.to_dict("records"), turn, strict=True)
+    ]
+    inputs = [frames, synthetic, model]
+    return fan_out(Examiner, rows, {"cache_gb": settings.cache_gb}, compute, kind="exam", inputs=inputs, code=CODE)
+
+
+class Examiner:
+    """Holds the model; a shard is a list of episodes, one at a time, so that no result depends on its neighbours."""
+
+    def __init__(self, settings: dict[str, Any], inputs: Sequence[Path]) -> None:
+        frames, synthetic, model = inputs
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        config, encoder, experts = load_experts(model)
+        self.experts = {fold: expert.to(device) for fold, expert in experts.items()}
+        self.streams = [Stream(**stream) for stream in config["streams"]]
+        self.views = Views(Frames.open(frames), synthetic)
+        budget = int(settings["cache_gb"] * 2**30)
+        self.bank = FeatureBank(encoder.to(device), self.views, Canvas(tuple(config["size"])), budget, batch=1)
+
+    def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
+        return [self.sit(row, draft) for row in shard]
+
+    @torch.inference_mode()
+    def sit(self, row: dict, draft: Any) -> dict:
+        key = EpisodeKey(row["fold"], row["label"], row["query"], tuple(row["supports"]), row["seed"])
+        batch = gather(self.bank, [key], [stream.layer for stream in self.streams])
+        truth = episode_mask(self.views.label(key.query), key.label).numpy()
+        result = {name: row[name] for name in ("id", "episode", "fold", "label", "query", "shown")}
+        for stream, logits in self.answers(key.fold, batch).items():
+            scores = self.bank.canvas.restore(logits.float().cpu(), *truth.shape)
+            mask = scores[0].argmax(0).numpy().astype(np.uint8)
+            result |= {f"{stream}:{name}": count for name, count in episode_counts(mask, truth).items()}
+            if row["shown"]:
+                draft.write(f"masks/{row['id']}.{stream}.png", png_bytes(mask * 255))
+        return result | {"supports": json.dumps(row["supports"])}
+
+    def answers(self, fold: int, batch) -> dict[str, torch.Tensor]:
+        """Logits [1, 2, h, w] of the controls, of each stream, and fused."""
+        control = [self.control(q, s, batch.masks) for q, s in zip(batch.query, batch.support, strict=True)]
+        out = self.experts[fold](batch.query, batch.support, batch.masks)
+        alone = {stream.name: out.streams[:, v] for v, stream in enumerate(self.streams)}
+        return {"prototype": control[0], "prototype_both": torch.stack(control).sum(0), **alone, "fusion": out.final}
+
+    def control(self, query: Features, support: Features, masks: torch.Tensor) -> torch.Tensor:
+        grid = tuple(query.low.shape[-2:])
+        return Prototype()(to_grid(query, grid), to_grid(support, grid), soft_mask(masks, grid))
+
+
+def exam_table(exam: Ref) -> pd.DataFrame:
+    """One row per episode and stream (`models.metrics.COLUMNS`)."""
+    rows = places.store().rows(exam)
+    streams = list(dict.fromkeys(column.rpartition(":")[0] for column in rows.columns if ":" in column))
+    parts = []
+    for stream in streams:
+        part = rows[["episode", "fold", "label", "query"]].assign(stream=stream)
+        parts.append(part.assign(**{name: rows[f"{stream}:{name}"] for name in COUNTS}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def grade(exam: Ref, frames: Ref, settings: ExamSettings) -> Scores:
+    """mIoU, FB-IoU and their intervals for every stream, and the paired differences that matter."""
+    opened, table = open_frames(frames), exam_table(exam)
+    classes = {int(fold): opened.novel(int(fold)) for fold in sorted(table["fold"].unique())}
+    alone = [s for s in dict.fromkeys(table["stream"]) if s not in ("prototype", "prototype_both", "fusion")]
+    pairs = [(stream, "prototype") for stream in (*alone, "fusion")] + [("fusion", stream) for stream in alone]
+    names = dict(enumerate(opened.classes, start=1))
+    pairs.append(("fusion", "prototype_both"))
+    return score(table, classes, names=names, pairs=pairs, resamples=settings.resamples)
+
+
+def examples(exam: Ref, frames: Ref) -> list[Example]:
+    """The shown episodes as rows of the qualitative grid."""
+    store = places.store()
+    folder, rows, opened = store.local(exam), store.rows(exam), open_frames(frames)
+    return [_example(row, folder, opened) for row in rows[rows["shown"]].to_dict("records")]
+
+
+def _example(row: dict, folder: Path, frames: Frames) -> Example:
+    from models.frames import read_png
+
+    support = json.loads(row["supports"])[0]
+    wanted = [c.rpartition(":")[0] for c in row if c.endswith(":inter_fg")]
+    masks = {name: read_png(folder / f"masks/{row['id']}.{name}.png") // 255 for name in wanted}
+    return Example(
+        name=frames.class_name(row["label"]),
+        colour=frames.palette[row["label"] - 1],
+        support=frames.infrared(support),
+        support_mask=episode_mask(frames.label(support), row["label"]).numpy(),
+        query=frames.infrared(row["query"]),
+        truth=episode_mask(frames.label(row["query"]), row["label"]).numpy(),
+        predictions={name: mask for name, mask in masks.items() if name not in ("prototype", "prototype_both")},
+    )
