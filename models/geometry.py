@@ -170,9 +170,8 @@ def augment(
                       generator)
     streams, labels_out = (transforms.crop(view, top, left, *canvas.size).as_subclass(Tensor) for view in views)
     if infrared:
-        streams = streams.clone()
-        for v in infrared:
-            streams[v] = photometric(streams[v], settings, generator)
+        views = [photometric(x, settings, generator) if v in infrared else x for v, x in enumerate(streams)]
+        streams = torch.stack(views)
     return streams, labels_out.reshape(*labels.shape[:-2], *canvas.size)
 
 

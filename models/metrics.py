@@ -40,7 +40,7 @@ def episode_counts(prediction: Any, mask: Any) -> dict[str, int]:
     if prediction.shape != mask.shape:
         raise ValueError(f"prediction {prediction.shape} and mask {mask.shape} differ; restore the original size first")
     valid = mask != IGNORE
-    said, is_there = (prediction != 0) & valid, (mask == 1) & valid
+    said, is_there = (prediction != 0) & valid, mask == 1
     pixels, both, either = (int(np.count_nonzero(x)) for x in (valid, said & is_there, said | is_there))
     neither, not_both = pixels - either, pixels - both
     return dict(zip(COUNTS, (both, either, neither, not_both), strict=True))

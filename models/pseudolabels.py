@@ -241,5 +241,5 @@ def carry_freed(seen: np.ndarray, label: np.ndarray, refined: np.ndarray, novel:
     its fold's policy (`models.episode.train_label`), and adds 255 only where `refined` freed a region of the real
     `label`; regions of novel classes are passed over, or their outline would show through the policy "background".
     """
-    freed = (refined == IGNORE) & (label != IGNORE) & ~np.isin(label, list(novel))
+    freed = (refined == IGNORE) & ~np.isin(label, list(novel))
     return np.where(freed, IGNORE, seen).astype(seen.dtype)

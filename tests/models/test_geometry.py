@@ -62,6 +62,8 @@ def test_the_bam_canvas_drifts_as_published():
     image = canvas.image(torch.ones(1, 3, 480, 640))
     empty = (image == 0).float().mean().item()
     assert image.shape[-2:] == (473, 473) and empty == pytest.approx(0.257, abs=0.001)
+    label = canvas.label(torch.ones(480, 640, dtype=torch.uint8))
+    assert torch.equal(label == 255, image[0, 0] == 0) and (label[:352, :472] == 1).all()
     ramp = torch.arange(480.0)[:, None].expand(1, 1, 480, 640)
     back = canvas.restore(canvas.image(ramp), 480, 640)
     drift = (back - ramp)[0, 0, 10:470, 300].abs().max()
