@@ -19,6 +19,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,12 +181,14 @@ def _dispatch(job: Job, rows: list[dict], compute: Compute, tally: Tally) -> Non
 
     size = compute.shard_size
     shards = [Shard(rows[start : start + size]) for start in range(0, len(rows), size)]
-    for shard, receipt in Dispatcher(job, shards, compute, _worker_environment(compute)).outcomes():
-        if receipt is None:
-            tally.give_up(shard.rows, shard.reason)
-        else:
-            tally.take(receipt)
-            note(shards=1, peak_rss_mb=receipt["peak_rss_mb"])
+    dispatcher = Dispatcher(job, shards, compute, _worker_environment(compute))
+    with closing(dispatcher.outcomes()) as outcomes:
+        for shard, receipt in outcomes:
+            if receipt is None:
+                tally.give_up(shard.rows, shard.reason)
+            else:
+                tally.take(receipt)
+                note(shards=1, peak_rss_mb=receipt["peak_rss_mb"])
 
 
 def shard_name(rows: list[dict]) -> str:

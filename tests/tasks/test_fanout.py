@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import BadSample, StageFailed, UsageError
+from models.errors import BadSample, LeaseHeld, StageFailed, UsageError
 from tasks import fanout, places
 from tasks.fanout import Compute, fan_out
 from tasks.stage import ledger, reset_ledger, stage
@@ -300,6 +300,13 @@ def test_a_usage_error_stops_at_once(actors, marks):
     assert calls(marks) == {"usage_1": 1}
 
 
+def test_a_lost_lease_stops_the_work(actors, marks, monkeypatch):
+    monkeypatch.setattr("tasks.dispatch.check_leases", _lost)
+    with pytest.raises(LeaseHeld, match="lost"):
+        run(rows_of("a"), marks)
+    assert calls(marks) == {}
+
+
 def test_a_worker_that_cannot_start_fails_the_stage(actors, marks):
     with pytest.raises(StageFailed, match="does not start: RuntimeError: no weights here"):
         run(rows_of("a"), marks, Broken)
@@ -323,6 +330,10 @@ def test_the_ledger_tells_what_happened(inline, marks):
     reset_ledger()
     assert (first.reused, first.count, first.quarantined, first.shards, first.shards_reused) == (False, 4, 1, 3, 1)
     assert (second.reused, second.count) == (True, 4)
+
+
+def _lost():
+    raise LeaseHeld("the lease was lost")
 
 
 def _never(*_):
