@@ -9,25 +9,23 @@ finished Ref is never computed twice, so a failed night is repaired by running i
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prefect import flow
 
-from flows.recipes import Recipe, named
+from flows.recipes import Recipe, named, run_key
 from tasks import places
-from tasks.evaluate import evaluate, exam_table, grade
+from tasks.evaluate import evaluate, exam_table, grade, sit_again
 from tasks.fit_translators import fit_translators
 from tasks.freeze_encoder import freeze_encoder
+from tasks.illustrate import illustrate
 from tasks.lease import lease
 from tasks.prepare import chosen_folds, freeze_episodes, prepare
 from tasks.promote import promote
 from tasks.refine import refine
 from tasks.register import register
-from tasks.report import Outcome, illustrate, report
+from tasks.report import Outcome, report
 from tasks.stage import ledger, reset_ledger
-from tasks.store import run_key
 from tasks.synthesise import synthesise
-from tasks.tracking import digests, night_run
+from tasks.tracking import night_run
 from tasks.train_base import train_base
 from tasks.train_meta import train_meta
 
@@ -43,9 +41,10 @@ def nightly(recipe: Recipe | str = "smoke") -> Outcome:
         folds = chosen_folds(frames, recipe.data)
         episodes = freeze_episodes(frames, recipe.episodes, recipe.data)
         encoder = freeze_encoder(recipe.encoder)
-        key = run_key(recipe.name, [frames, episodes, encoder], replace(recipe, compute=None))
+        inputs = {"frames": frames, "episodes": episodes, "encoder": encoder}
+        key = run_key(recipe, list(inputs.values()))
 
-        with night_run(recipe.name, key, recipe, digests(frames, episodes, encoder)) as run:
+        with night_run(recipe.name, key, recipe, {name: ref.digest for name, ref in inputs.items()}) as run:
             # Pictures. Lightness sharpens infrared; RGB adds the channels that infrared lacks.
             translators = fit_translators(frames, recipe.translate, compute)
             synthetic = synthesise(frames, translators, recipe.translate, compute)
@@ -67,7 +66,8 @@ def nightly(recipe: Recipe | str = "smoke") -> Outcome:
                 model, scores, table, run=run,
                 dataset=recipe.data.dataset, shots=recipe.episodes.shots, exam=episodes.digest,
             )
-            verdict = promote(version, table, recipe.gate)
+            again = sit_again(frames, episodes, recipe.translate, recipe.exam, compute)
+            verdict = promote(version, table, recipe.gate, rescore=again)
             outcome = Outcome(key, recipe.name, verdict, version, scores, tuple(ledger()))
             return report(outcome, run=run, **illustrate(recipe, exam, frames, translators, labels, scores))
 

@@ -7,6 +7,7 @@ The same class is the Prefect form, the command line's `--set` and the parameter
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
@@ -21,6 +22,7 @@ from tasks.evaluate import ExamSettings
 from tasks.fanout import Compute
 from tasks.prepare import DataSettings
 from tasks.promote import Gate
+from tasks.store import Ref, digest_of
 from tasks.train_base import BaseSettings
 from tasks.train_meta import MetaSettings
 
@@ -150,3 +152,8 @@ def named(recipe: Recipe | str) -> Recipe:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"There is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}.{hint}")
     return RECIPES[recipe]()
+
+
+def run_key(recipe: Recipe, inputs: Sequence[Ref]) -> str:
+    """The name of one night: same recipe, data and code of its inputs, same key. Compute plays no part in it."""
+    return f"{recipe.name}-{digest_of('night', inputs, replace(recipe, compute=None, about=''))[:10]}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 
 from models.backbone import Features
 from models.episode import EpisodeKey
+from models.errors import UsageError
 from models.frames import Frames, png_bytes
+from models.generators.settings import TranslateSettings
 from models.geometry import Canvas
 from models.metrics import COUNTS, Scores, episode_counts, score
 from models.plots import Example
@@ -28,6 +30,7 @@ from tasks.fanout import Compute, fan_out
 from tasks.prepare import open_frames
 from tasks.stage import stage
 from tasks.store import Ref
+from tasks.synthesise import synthesise
 
 CODE = (
     "tasks.evaluate", "models.backbone", "models.views", "models.geometry", "models.metrics",
@@ -105,6 +108,27 @@ class Examiner:
     def control(self, query: Features, support: Features, masks: torch.Tensor) -> torch.Tensor:
         grid = tuple(query.low.shape[-2:])
         return Prototype()(to_grid(query, grid), to_grid(support, grid), soft_mask(masks, grid))
+
+
+def sit_again(
+    frames: Ref, episodes: Ref, translate: TranslateSettings, settings: ExamSettings, compute: Compute
+) -> Callable[[Any], pd.DataFrame]:
+    """How an earlier version sits this exam: with its own learners, on pictures from the translators it came with.
+
+    Returns the function that `tasks.promote` calls with the version; it raises UsageError when the version's model is no
+    longer in the store.
+    """
+
+    def rescore(version: Any) -> pd.DataFrame:
+        store = places.store()
+        if version.model is None or store.find(version.model.kind, version.model.digest) is None:
+            raise UsageError(f"{version} is not in this store; point THERMOFUSE_STORE to the one that trained it.")
+        generator = json.loads((store.local(version.model) / "config.json").read_text())["generator"]
+        own = replace(translate, generator=generator, splits=("test",))
+        synthetic = synthesise(frames, version.model, own, compute)
+        return exam_table(evaluate(version.model, frames, synthetic, episodes, settings, compute))
+
+    return rescore
 
 
 def exam_table(exam: Ref) -> pd.DataFrame:

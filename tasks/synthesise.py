@@ -57,7 +57,9 @@ class Translate:
         generator = find(GENERATORS, settings["generator"])
         self.seed = settings["seed"]
         self.frames = Frames.open(frames)
-        self.translators = {name: generator.load(translators / name) for name in settings["directions"]}
+        inside = translators / "translators"  # a model's folder brings the translators it was trained with
+        folder = inside if inside.is_dir() else translators
+        self.translators = {name: generator.load(folder / name) for name in settings["directions"]}
 
     def __call__(self, shard: list[dict], draft: Draft) -> list[dict]:
         results = {row["id"]: dict(row) for row in shard}
