@@ -8,6 +8,7 @@ the version.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ from tasks.stage import stage
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 PENDING = "registration of {name} is pending because MLflow cannot be reached; run the recipe again when it is back"
 
@@ -77,9 +80,10 @@ def promote(
         table: its row per episode and stream on `version.exam`.
         rescore: gives the champion's table on that exam when it never sat it; the table is then kept with the champion.
 
-    The champion is read again just before the move; if it changed meanwhile nothing moves. A version that was rolled
-    back is not promoted again. Raises UsageError when the gate's streams are not in the tables, or the champion sat
-    another exam and there is no `rescore`; StageFailed when MLflow is down.
+    The champion is read again just before the move; if it changed meanwhile nothing moves. Nor does anything move when
+    the champion never sat this exam and cannot be put to it (no `rescore`, or it raises UsageError), or when the
+    version was rolled back once. Raises UsageError when the gate's streams are not in the tables, StageFailed when
+    MLflow is down.
     """
     gate = gate or Gate()
     if version.number is None:
@@ -140,8 +144,9 @@ def _compare(version: Version, table: pd.DataFrame, champion: Version | None, ga
     parts = {"challenger": _stream(table, gate.stream)}
     if gate.beat_control:
         parts["control"] = _stream(table, gate.control)
-    if champion and champion.number != version.number:
-        parts["champion"] = _stream(_champion_table(champion, version.exam, rescore), gate.stream)
+    reference = _champion_table(champion, version, rescore)
+    if reference is not None:
+        parts["champion"] = _stream(reference, gate.stream)
     joined = pd.concat([part.assign(stream=name) for name, part in parts.items()], ignore_index=True)
     folds = joined.groupby("fold")["label"].unique()
     pairs = [("challenger", "champion")] if "champion" in parts else []
@@ -163,6 +168,9 @@ def _obstacle(version: Version, champion: Version | None, gate: Gate, scores: di
         return f"{own} was rolled back; thermofuse promote {version.name} {version.number} overrules that"
     if champion is None:
         return None
+    if "champion" not in scores:
+        overrule = f"thermofuse promote {version.name} {version.number}"
+        return f"v{champion.number} never sat this exam, so nothing was compared; {overrule} decides without"
     if not scores["gain"] >= gate.min_gain - 1e-9:
         return f"mIoU {mine:.1f} of {own} is not {gate.min_gain:g} above {scores['champion']:.1f}"
     if gate.require_interval and not scores["low"] > 0:
@@ -235,14 +243,18 @@ def _log(action: str, version: Version, replaced: Version | None, sentence: str)
         file.write(json.dumps(entry) + "\n")
 
 
-def _champion_table(champion: Version, exam: str, rescore: Callable | None) -> pd.DataFrame:
-    table = exam_table(champion, exam)
-    if table is not None:
-        return table
-    if rescore is None:
-        raise UsageError(f"v{champion.number} never sat exam {exam}; run the recipe again so that it is scored on it.")
-    table = rescore(champion)
-    save_exam(champion, exam, table)
+def _champion_table(champion: Version | None, version: Version, rescore: Callable | None) -> pd.DataFrame | None:
+    """The champion's row per episode on the version's exam; None when there is nothing to compare with."""
+    if champion is None or champion.number == version.number:
+        return None
+    table = exam_table(champion, version.exam)
+    if table is None and rescore is not None:
+        try:
+            table = rescore(champion)
+        except UsageError as error:
+            log.warning("v%s cannot sit exam %s: %s", champion.number, version.exam, error)
+            return None
+        save_exam(champion, version.exam, table)
     return table
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from models.errors import StageFailed
+from models.errors import StageFailed, UsageError
 from tasks import places, tracking
 from tasks.stage import stage
 from tasks.store import Ref, table_bytes
@@ -158,6 +158,17 @@ def find_version(name: str, *, number: int | None = None, alias: str = "champion
             if not tracking.refused(error):
                 raise
             return None
+
+
+def known_version(name: str, number: int) -> Version:
+    """A version by number. Raises UsageError that lists the models or the versions there are."""
+    if found := find_version(name, number=number):
+        return found
+    with reachable():
+        versions = sorted(int(each.version) for each in tracking.client().search_model_versions(f"name = '{name}'"))
+    if versions:
+        raise UsageError(f"{name} has no version {number}; there are {', '.join(map(str, versions))}.")
+    raise UsageError(f"There is no model {name!r}; registered are {', '.join(names()) or 'none yet'}.")
 
 
 def names() -> list[str]:

@@ -133,12 +133,19 @@ def test_a_champion_of_another_exam_is_scored_on_this_one_and_only_once(registry
     assert asked == [1], "its table on the hard exam was kept"
 
 
-def test_without_a_way_to_rescore_another_exam_is_no_comparison(registry):
+def test_without_a_way_to_rescore_nothing_moves(registry, caplog):
     promote(registry(episodes(50.0), exam="easy"), episodes(50.0))
     table = episodes(60.0)
-    with pytest.raises(UsageError, match="v1 never sat exam hard"):
-        promote(registry(table, exam="hard"), table)
-    assert aliases() == (1, None, None)
+    verdict = promote(registry(table, exam="hard"), table)
+    assert str(verdict).startswith("kept v1: v1 never sat this exam, so nothing was compared; thermofuse promote")
+    assert (verdict.promoted, verdict.champion_miou, verdict.gain) == (False, None, None)
+    assert aliases() == (1, None, 2)
+
+    def rescore(_):
+        raise UsageError("no learner of fold 3")
+
+    assert not promote(registry(table, exam="hard"), table, rescore=rescore).promoted
+    assert "no learner of fold 3" in caplog.text
 
 
 def test_other_episodes_under_the_same_exam_are_refused(registry):

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import models
-from models.errors import StageFailed
+from models.errors import StageFailed, UsageError
 from models.metrics import score
 from tasks import places, tracking
 from tasks.register import (
@@ -24,6 +24,7 @@ from tasks.register import (
     exam_table,
     example_input,
     find_version,
+    known_version,
     load,
     names,
     points,
@@ -244,3 +245,12 @@ def test_requirements_pin_what_the_code_imports(tmp_path):
     pinned = requirements([tmp_path])
     assert [line.split("==")[0] for line in pinned] == ["mlflow", "numpy", "torch"]
     assert all("+" not in line for line in pinned), "a local build is on no index"
+
+
+def test_an_unknown_model_or_version_lists_what_there_is(mlflow_uri, model, package):
+    with pytest.raises(UsageError, match="no model 'thermofuse-toy-1shot'; registered are none yet"):
+        known_version(NAME, 1)
+    version = registered(model, package)
+    assert known_version(NAME, 1) == version
+    with pytest.raises(UsageError, match="has no version 2; there are 1"):
+        known_version(NAME, 2)

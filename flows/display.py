@@ -1,0 +1,160 @@
+"""What the commands draw: tables for people, bars while a night runs."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models import DATASETS, GENERATORS, SEGMENTERS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[None]:
+    """One bar per stage when stderr is a terminal; else the plain lines that are the default."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tasks import progress as steps
+
+    columns = (
+        TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        previous = steps.use(Bars(bars))
+        try:
+            yield
+        finally:
+            steps.use(previous)
+
+
+class Bars:
+    """A sink of `tasks.progress`: every stage that reports gets a bar."""
+
+    def __init__(self, bars: Any) -> None:
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+        self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+
+
+def quiet_prefect() -> None:
+    """Keep Prefect's own log, tracebacks included, off the terminal; its server still gets every line."""
+    if os.environ.get("THERMOFUSE_DEBUG"):
+        return
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not record.name.startswith("prefect"))
+
+
+def tables(console: Console) -> None:
+    """The tables of contents."""
+    from rich.markup import escape
+
+    groups = {"Recipes": recipes(), "Datasets": DATASETS, "Generators": GENERATORS, "Segmenters": SEGMENTERS}
+    for kind, names in groups.items():
+        console.print(kind, style="bold")
+        for name, about in names.items():
+            console.print(f"  {name:<14}[dim]{escape(about)}", soft_wrap=True, highlight=False)
+
+
+def outcome(console: Console, found: dict[str, Any]) -> None:
+    """A night (`Outcome.as_dict()`): the verdict, the scores, what the stages cost, and where the report lies."""
+    verdict = found["verdict"]
+    console.print(f"[dim]{found['recipe']}  {found['run_key']}", highlight=False)
+    style = "bold green" if verdict["promoted"] else "bold"
+    console.print(verdict["sentence"], style=style, soft_wrap=True, markup=False, highlight=False)
+    full, brief = _scores(found["scores"], intervals=True), _scores(found["scores"], intervals=False)
+    needed = console.measure(full, options=console.options.update(max_width=1000)).maximum
+    console.print(full if needed <= console.width else brief)
+    console.print(_stages(found["stages"]))
+    for name in ("report", "grid"):
+        if name in found["report"]:
+            console.print(found["report"][name], style="dim", soft_wrap=True, highlight=False, markup=False)
+
+
+def recipes() -> dict[str, str]:
+    """Name -> first line of its documentation, read from the source: importing the recipes would import torch."""
+    origin = importlib.util.find_spec("flows.recipes").origin
+    return read_recipes(Path(origin).read_text(encoding="utf-8"))
+
+
+def read_recipes(source: str) -> dict[str, str]:
+    """The keys of the dict literal RECIPES in a module's source, each with the docstring of the function behind it."""
+    body = ast.parse(source).body
+    about = {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef)}
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "RECIPES" for target in targets):
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            return {key.value: about.get(_called(value), "").partition("\n")[0] for key, value in pairs}
+    return {}
+
+
+def _called(value: ast.expr) -> str:
+    value = value.body if isinstance(value, ast.Lambda) else value
+    value = value.func if isinstance(value, ast.Call) else value
+    return value.id if isinstance(value, ast.Name) else ""
+
+
+def _scores(scores: dict[str, Any], intervals: bool) -> Any:
+    from rich.markup import escape
+
+    from models.plots import STREAM_TITLES
+    from tasks.report import score_table
+
+    found = score_table(scores)
+    table = _table("mIoU, points", *(STREAM_TITLES.get(name, name).replace(" (", "\n(") for name in found["streams"]))
+    for index, row in enumerate(found["rows"]):
+        last = index + 1 == len(found["rows"]) or found["rows"][index + 1]["kind"] != "class"
+        name = escape(f"  {row['name']}" if row["kind"] == "class" else row["name"])
+        cells = [_cell(row["cells"][stream], row["best"] == stream, intervals) for stream in found["streams"]]
+        table.add_row(name, *cells, style=None if row["kind"] == "class" else "bold", end_section=last)
+    return table
+
+
+def _cell(cell: dict[str, float | None], best: bool, interval: bool) -> str:
+    if cell["value"] is None:
+        return "–"
+    spread = f" [not bold dim]{cell['low']:4.1f}–{cell['high']:.1f}[/]" if interval and cell["low"] is not None else ""
+    value = f"{cell['value']:.1f}"
+    return f"[bold]{value}[/]{spread}" if best else f"{value}{spread}"
+
+
+def _stages(stages: list[dict[str, Any]]) -> Any:
+    from tasks.report import duration
+
+    table = _table("stage", "time", "items", "quarantined", "shards", "peak memory")
+    for stage in stages:
+        reused = f"{stage['shards']} ({stage['shards_reused']} reused)" if stage["shards_reused"] else stage["shards"]
+        table.add_row(
+            stage["name"], "reused" if stage["reused"] else duration(stage["seconds"]), str(stage["count"] or ""),
+            str(stage["quarantined"] or ""), str(reused or ""), f"{stage['peak_rss_mb']:,.0f} MB",
+        )  # fmt: skip
+    return table
+
+
+def _table(first: str, *others: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim", show_edge=False)
+    table.add_column(first, no_wrap=True)
+    for title in others:
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    return table
