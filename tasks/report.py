@@ -65,7 +65,7 @@ def report(
 
     Args:
         settings: the recipe as dotted names (`tasks.tracking.flat`).
-        pictures: PNG bytes by name; `grid` and `synthetic` have captions of their own.
+        pictures: PNG bytes by name; the page shows `grid` and `synthetic`, any other is a file beside it.
         refined: kept and freed pixels per layer and class (`refine_rows`).
         run: the night's MLflow run.
     """
@@ -135,7 +135,8 @@ def page(
         outcome=outcome, verdict=outcome.verdict, scores=score_table(outcome.scores),
         differences=[row for row in outcome.scores["differences"] if row["miou"]["value"] is not None],
         titles=STREAM_TITLES, colours=STREAM_COLOURS, seconds=seconds, slowest=_slowest(outcome.stages),
-        pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()}, captions=CAPTIONS,
+        pictures={name: base64.b64encode(pictures[name]).decode() for name in CAPTIONS if name in pictures},
+        captions=CAPTIONS,
         refined=refined, settings=settings, labels=labels, made=datetime.now().astimezone(),
         points=_points, duration=duration,
     )  # fmt: skip

@@ -88,7 +88,7 @@ class Text(HTMLParser):
 @pytest.fixture
 def pictures() -> dict[str, bytes]:
     sheet = png(contact_sheet([np.zeros((4, 4), np.uint8)], ["a"]), dpi=20)
-    return {"grid": sheet, "synthetic": sheet}
+    return {"grid": sheet, "synthetic": sheet, "scores": sheet}
 
 
 def test_the_page_says_what_the_night_found_and_fetches_nothing(thermofuse_home, pictures):
@@ -101,13 +101,13 @@ def test_the_page_says_what_the_night_found_and_fetches_nothing(thermofuse_home,
                   "<b>bike</b>", "Fused − Infrared only", "+10.0", "3 min 20 s", "reused", "25.0 %", "data.fold",
                   "(4 reused)", "exam1"):  # fmt: skip
         assert words in page.text, words
-    assert len(page.addresses) == 2
+    assert len(page.addresses) == 2, "the page draws the scores itself"
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"https?://|@import|url\(|<script|<link", html)
     assert "prefers-color-scheme: dark" in html
     assert done.report["report"] == str(thermofuse_home / "runs" / "abc123" / "report.html")
     assert {path.name for path in run_folder("abc123").iterdir()} == {
-        "report.html", "scores.json", "scores.md", "grid.png", "synthetic.png", "outcome.json",
+        "report.html", "scores.json", "scores.md", "grid.png", "synthetic.png", "scores.png", "outcome.json",
     }  # fmt: skip
 
 
