@@ -123,8 +123,9 @@ def _timm(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int, int]]:
     stride = {"output_stride": 8} if settings.dilated else {}
     try:
         net = timm.create_model(settings.name, **stride, **options)
-    except (NotImplementedError, TypeError) as error:
-        raise UsageError(f"{settings.name} cannot be dilated ({error}); set encoder.dilated=false.") from error
+    except (NotImplementedError, TypeError, AssertionError) as error:
+        why = str(error) or "its strides are fixed"
+        raise UsageError(f"{settings.name} cannot be dilated ({why}); set encoder.dilated=false.") from error
     _load(net, settings.weights)
     return net, tuple(net.feature_info.channels())
 
@@ -135,16 +136,24 @@ def _load(net: nn.Module, weights: str) -> None:
     path = Path(weights)
     if not path.is_file():
         raise UsageError(f"There is no weights file {weights}; set encoder.weights to a .pth or .safetensors file.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    missing, _ = net.load_state_dict(state, strict=False)
+    try:
+        missing, _ = net.load_state_dict(_read(path), strict=False)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"{path.name} does not fit the encoder: {str(error).splitlines()[-1].strip()}") from error
     missing = [name for name in missing if "num_batches_tracked" not in name]
     if missing:
         raise UsageError(f"{path.name} does not fit the encoder: it lacks {len(missing)} tensors, first {missing[0]}.")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # the two formats fail in a dozen ways
+        raise UsageError(f"{path.name} cannot be read; set encoder.weights to a .pth or .safetensors file.") from error
 
 
 def build_encoder(settings: EncoderSettings) -> Encoder:
