@@ -39,7 +39,7 @@ class Adversaries(nn.Module):
         self.cycle = nn.ModuleList([CycleGenerator(c[1], c[0], **cycle), CycleGenerator(c[0], c[1], **cycle)])
         self.diffusive = nn.ModuleList(DiffusiveGenerator(c[b], c[a], **shape_of(s)) for a, b in self.ways)
         self.judges = nn.ModuleList(DiffusiveDiscriminator(c[a], s.discriminator_channels) for a, _ in self.ways)
-        self.patch_judges = nn.ModuleList(PatchDiscriminator(n, s.patch_width, s.patch_layers) for n in c)
+        self.patch_judges = nn.ModuleList(PatchDiscriminator(n, s.patch_width, s.patch_layers, s.patch_norm) for n in c)
         self.translator = SynDiff.of(s, direction).requires_grad_(False)
         self.translator.network.load_state_dict(self.diffusive[0].state_dict())
         self.diffusion = Diffusion(s.steps)

@@ -67,6 +67,7 @@ class DiffusiveGenerator(nn.Module):
         )
         if identity_start:
             nn.init.zeros_(self.unet.conv_out.weight)
+            nn.init.zeros_(self.unet.conv_out.bias)
 
     def forward(self, noisy: Tensor, source: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """noisy [B,c_target,H,W], source [B,c_source,H,W] in [-1,1], t [B] long, z [B,latent] -> [B,c_target,H,W]."""
@@ -129,14 +130,18 @@ class ResidualBlock(nn.Module):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """D^n: [B,c,H,W] -> [B,1,h,w] logits, one per overlapping patch (70 x 70 pixels with three layers)."""
+    """D^n: [B,c,H,W] -> [B,1,h,w] logits, one per overlapping patch (70 x 70 pixels with three layers).
 
-    def __init__(self, channels: int, width: int = 64, layers: int = 3):
+    norm    instance norms, as in the paper; they hide brightness and colour, which a short training has to learn first
+    """
+
+    def __init__(self, channels: int, width: int = 64, layers: int = 3, norm: bool = True):
         parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, True)]
         for i in range(layers):
             before, after = width * min(2**i, 8), width * min(2 ** (i + 1), 8)
             stride = 2 if i < layers - 1 else 1
-            parts += [nn.Conv2d(before, after, 4, stride, 1), nn.InstanceNorm2d(after), nn.LeakyReLU(0.2, True)]
+            normed = [nn.InstanceNorm2d(after)] if norm else []
+            parts += [nn.Conv2d(before, after, 4, stride, 1), *normed, nn.LeakyReLU(0.2, True)]
         super().__init__(*parts, nn.Conv2d(after, 1, 4, 1, 1))
         self.apply(_normal_start)
 

@@ -91,7 +91,8 @@ def edge_agreement(source: np.ndarray, output: np.ndarray) -> float:
     """
     (sx, sy), (ox, oy) = (gradients(to_tensor(picture)[None]) for picture in (source, output))
     source_norm, output_norm = torch.hypot(sx, sy), torch.hypot(ox, oy)
+    energies = source_norm.square().sum(), output_norm.square().sum()
+    if min(energies) < 1e-9 * sx.numel():
+        return 0.0
     cos_double = 2 * (sx * ox + sy * oy).square() / (source_norm * output_norm).square().clamp_min(1e-12) - 1
-    total = (source_norm * output_norm * cos_double).sum()
-    scale = (source_norm.square().sum() * output_norm.square().sum()).sqrt()
-    return float(total / scale) if scale > 1e-12 else 0.0
+    return float((source_norm * output_norm * cos_double).sum() / (energies[0] * energies[1]).sqrt())

@@ -23,9 +23,10 @@ class TranslateSettings:
     steps                   reverse diffusion steps (T=1000, k=250 in the paper: 4)
     latent                  size of z
     cycle_width, cycle_blocks           the ResNet cycle generators
-    identity_start          the cycle generators start from the picture itself; not the paper's, for short budgets
+    identity_start          all generators start from the picture itself; not the paper's, for short budgets
     discriminator_channels  stem and halving blocks of the diffusive discriminator
-    patch_width, patch_layers           the PatchGAN of the cycle pair
+    patch_width, patch_layers, patch_norm   the PatchGAN of the cycle pair; its instance norms hide brightness and
+                            colour, so a short training does without
     both_ways               also train the diffusive pair visible -> infrared, as the paper does; nothing here uses it
 
     crop, short_side        training crops in pixels, of frames scaled to this short side (None: as they are)
@@ -53,6 +54,7 @@ class TranslateSettings:
     discriminator_channels: tuple[int, ...] = (128, 256, 512, 512, 512, 512, 512)
     patch_width: int = 64
     patch_layers: int = 3
+    patch_norm: bool = True
     both_ways: bool = True
     crop: int = 256
     short_side: int | None = 288

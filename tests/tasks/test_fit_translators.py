@@ -1,0 +1,174 @@
+"""Translators see no test frame, no pair on purpose, and resume exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.errors import StageFailed, UsageError
+from models.frames import Frames, png_bytes, read_png
+from models.generators.settings import TranslateSettings
+from models.generators.syndiff import SynDiff
+from tasks import fit_translators as stage
+from tasks import places
+from tasks.fanout import Compute
+
+TINY = TranslateSettings(
+    channels=(8, 8), layers=1, attention=False, latent=4, cycle_width=4, cycle_blocks=1, discriminator_channels=(4, 8),
+    patch_width=4, patch_layers=1, crop=16, batch=2, iterations=4, checkpoint_every=2, short_side=None, both_ways=False,
+)  # fmt: skip
+SPLITS = ("train", "train", "test", "unlabelled", "visible")
+
+
+def commit_frames(splits=SPLITS, drop=(), size=(24, 32), digest="a" * 16):
+    """One frame per split name, with the layers that the split has, less the dropped ones."""
+    rng = np.random.default_rng(0)
+    draft, rows = places.store().draft("frames", digest), []
+    for n, split in enumerate(splits):
+        has = {"unlabelled": ["infrared"], "visible": ["visible"]}.get(split, ["infrared", "visible", "label"])
+        row = {"id": f"f{n}", "split": split, "infrared": None, "visible": None, "label": None}
+        for layer in set(has) - set(drop):
+            shape = (*size, 3) if layer == "visible" else size
+            row[layer] = f"images/f{n}.{layer}.png"
+            draft.write(row[layer], png_bytes(rng.integers(0, 2 if layer == "label" else 256, shape, dtype=np.uint8)))
+        rows.append({**row, "height": size[0], "width": size[1], "sha256": "", "classes": "{}"})
+    info = {"dataset": "tiny", "classes": ["disc"], "palette": [[255, 0, 0]], "folds": [["disc"]], "ignored": []}
+    return draft.commit(pd.DataFrame(rows), info)
+
+
+@pytest.fixture
+def frames(thermofuse_home):
+    return commit_frames()
+
+
+class Interrupted(Exception):
+    """Stands for the death of a worker."""
+
+
+class Reports:
+    """What Ray Train does for one worker: takes checkpoints and hands back the last one."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        import ray.train
+
+        self.folder, self.saved, self.fail_after = folder, 0, None
+        monkeypatch.setattr(ray.train, "report", self.report)
+        monkeypatch.setattr(ray.train, "get_checkpoint", lambda: self.last())
+        monkeypatch.setattr(ray.train, "get_context", lambda: self)
+
+    def get_world_rank(self) -> int:
+        return 0
+
+    def report(self, metrics, checkpoint):
+        checkpoint.to_directory(self.folder / str(self.saved))
+        self.saved += 1
+        if self.saved == self.fail_after:
+            raise Interrupted
+
+    def last(self):
+        import ray.train
+
+        return ray.train.Checkpoint(str(self.folder / str(self.saved - 1))) if self.saved else None
+
+
+def run_loop(frames, settings, folder, monkeypatch, fail_after=None):
+    """The loop alone, in this process, with one interruption when asked; returns the folder of the result."""
+    reports = Reports(folder, monkeypatch)
+    config = {"settings": settings, "folders": [places.store().local(frames)], "place": str(folder / "place")}
+    if fail_after:
+        reports.fail_after = fail_after
+        with pytest.raises(Interrupted):
+            stage.adversarial_loop(config)
+    stage.adversarial_loop(config)
+    return folder / str(reports.saved - 1) / "result"
+
+
+def test_a_restored_run_ends_where_a_straight_one_does(frames, tmp_path, monkeypatch):
+    straight = run_loop(frames, TINY, tmp_path / "straight", monkeypatch)
+    broken = run_loop(frames, TINY, tmp_path / "broken", monkeypatch, fail_after=1)
+    for direction in ("lightness", "rgb"):
+        a, b = (SynDiff.load(folder / direction).state_dict() for folder in (straight, broken))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    other = run_loop(frames, replace(TINY, seed=1), tmp_path / "other", monkeypatch)
+    a, b = (SynDiff.load(folder / "rgb").state_dict() for folder in (straight, other))
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+    history = [pd.read_parquet(folder / "history.parquet") for folder in (straight, broken)]
+    pd.testing.assert_frame_equal(*history)
+    assert {"step", "rgb_clean", "lightness_judge"} < set(history[0])
+    sheet = read_png(straight / "contact.png")
+    assert sheet.shape == (3 * 24, 3 * 32, 3), "infrared | lightness | rgb of each frame"
+
+
+def test_a_loss_that_explodes_names_its_step(frames, tmp_path, monkeypatch):
+    with pytest.raises(StageFailed, match=r"at step \d"):
+        run_loop(frames, replace(TINY, rate_generator=1e30), tmp_path, monkeypatch)
+
+
+def test_no_test_frame_is_ever_read(frames, monkeypatch):
+    opened = Frames.open(places.store().local(frames))
+    read = set()
+    path = opened.path
+    monkeypatch.setattr(opened, "path", lambda id, layer: (read.add((opened.split(id), layer)), path(id, layer))[1])
+    draw = stage.Crops(opened, replace(TINY, batch=8))
+    for seed in range(5):
+        infrared, visible = draw(np.random.default_rng(seed))
+    assert infrared.shape == (8, 1, 16, 16) and visible.shape == (8, 3, 16, 16)
+    assert read == {("train", "infrared"), ("unlabelled", "infrared"), ("train", "visible"), ("visible", "visible")}
+
+
+def test_the_domains_are_drawn_on_their_own(thermofuse_home):
+    """Frames whose infrared and visible tell who they are: they meet no more often than by chance."""
+    n = 8
+    draft, rows = places.store().draft("frames", "b" * 16), []
+    for i in range(n):
+        names = {"infrared": f"images/f{i}.infrared.png", "visible": f"images/f{i}.visible.png"}
+        draft.write(names["infrared"], png_bytes(np.full((16, 16), i, np.uint8)))
+        draft.write(names["visible"], png_bytes(np.full((16, 16, 3), i, np.uint8)))
+        rows.append(
+            {"id": f"f{i}", "split": "train", **names, "label": None, "height": 16, "width": 16, "classes": "{}"}
+        )
+    info = {"dataset": "tiny", "classes": [], "palette": [], "folds": [], "ignored": []}
+    ref = draft.commit(pd.DataFrame(rows), info)
+    draw = stage.Crops(Frames.open(places.store().local(ref)), replace(TINY, batch=400))
+    infrared, visible = draw(np.random.default_rng(0))
+    met = (infrared[:, 0, 0, 0] == visible[:, 0, 0, 0]).float().mean()
+    assert met == pytest.approx(1 / n, abs=0.06)
+
+
+def test_without_visible_pictures_it_says_what_to_supply(thermofuse_home):
+    frames = commit_frames(drop=["visible"])
+    with pytest.raises(UsageError, match=r"data\.unpaired_visible.*translate\.generator=thermal"):
+        stage.fit_translators(frames, TINY, Compute())
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [({"crop": 18}, "multiple of 4"), ({"directions": ("x",)}, "'x'")])
+def test_settings_that_do_not_fit_are_refused_before_anything_starts(frames, changes, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        stage.fit_translators(frames, replace(TINY, **changes), Compute())
+
+
+def test_the_control_needs_no_worker_group(thermofuse_home):
+    frames = commit_frames(drop=["visible"])
+    settings = TranslateSettings(generator="thermal")
+    ref = stage.fit_translators(frames, settings, Compute())
+    assert ref.kind == "translators" and ref.count == 2
+    folder = places.store().local(ref)
+    assert (folder / "lightness/config.json").exists() and (folder / "contact.png").exists()
+    assert stage.fit_translators(frames, replace(settings, splits=("test",)), Compute()) == ref, "splits do not matter"
+    assert stage.fit_translators(frames, replace(settings, directions=("rgb",)), Compute()) != ref
+
+
+def test_a_whole_fit_is_reused(ray_local, frames):
+    ref = stage.fit_translators(frames, TINY, Compute())
+    assert SynDiff.load(places.store().local(ref) / "rgb").config["target"] == 3
+    assert stage.fit_translators(frames, TINY, Compute()) == ref
+
+
+def test_contact_sheets_take_pictures_of_any_size():
+    sheet = stage.contact_sheet([[np.ones((4, 6), np.uint8)] * 2, [np.full((9, 2, 3), 7, np.uint8)] * 2])
+    assert sheet.shape == (8, 12, 3) and sheet[0, 0, 0] == 1 and sheet[0, 6, 0] == 7 and sheet[0, 8, 0] == 0
