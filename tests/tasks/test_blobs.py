@@ -77,9 +77,10 @@ def test_swap_follows_its_tags(blobs):
 
 def test_what_others_write_is_seen_at_once(s3):
     ours, theirs = Bucket(s3), Bucket(s3)
-    assert ours.names("shards") == []
-    theirs.write("shards/one.json", b"{}")
+    ours.write("shards/one.json", b"{}")
     assert ours.names("shards") == ["shards/one.json"]
+    theirs.create("shards/two.json", b"{}")
+    assert ours.names("shards") == ["shards/one.json", "shards/two.json"]
 
 
 def test_a_write_that_breaks_leaves_nothing(tmp_path, monkeypatch):

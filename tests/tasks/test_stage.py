@@ -52,6 +52,12 @@ def test_a_stage_is_reused_when_it_committed_nothing(store):
     assert [report.reused for report in ledger()] == [False, True, False]
 
 
+def test_a_stage_that_found_one_and_made_another_is_not_reused(store):
+    measure(store, "aa")
+    stage("both")(lambda: [measure.function(store, digest) for digest in ("aa", "bb")])()
+    assert [report.reused for report in ledger()] == [False, False]
+
+
 def test_a_stage_that_has_no_output_is_not_reused():
     stage("talk")(lambda: "words")()
     assert [(report.reused, report.count) for report in ledger()] == [(False, 0)]
