@@ -50,11 +50,14 @@ TINY = TranslateSettings(
     identity_start=True, discriminator_channels=(8, 16, 16), patch_width=8, patch_layers=1, both_ways=False,
     crop=64, short_side=None, batch=2, iterations=4, checkpoint_every=100,
 )
-LAPTOP = replace(
-    TINY, channels=(32, 64), latent=32, cycle_width=24, cycle_blocks=3, discriminator_channels=(16, 32, 64, 64),
-    patch_width=24, patch_layers=2, crop=96, batch=4, iterations=300, structure_weight=1.0, average=0.99,
-    checkpoint_every=50,
+LAPTOP = TranslateSettings(
+    channels=(32, 64, 96), layers=1, patch=4, attention=False, cycle_width=16, cycle_blocks=3, identity_start=True,
+    discriminator_channels=(16, 32, 64, 64), patch_width=24, both_ways=False, crop=96, short_side=None, batch=1,
+    iterations=250, checkpoint_every=25, rate_generator=5e-4, rate_discriminator=3e-4, structure_weight=0.5,
+    average=0.99,
 )
+"""A UNet over blocks of 4 x 4 pixels: keeps every edge and learns the tones."""
+
 ANCHOR = ExpertSettings(base_width=128, learner=MetaLearnerSettings(correction=False))
 """Few base classes: two margins and a threshold per stream, and the fusion; nothing that could memorise a class."""
 
@@ -87,7 +90,7 @@ def demo() -> Recipe:
         data=DataSettings("toy", fold=0),
         episodes=EpisodeSettings(min_pixels=60),
         encoder=EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
-        translate=LAPTOP,
+        translate=replace(LAPTOP, channels=(32, 64), crop=64, iterations=60),
         refine=RefineSettings(size=(192, 256)),
         base=BaseSettings(size=(192, 256), width=64, steps=150),
         meta=MetaSettings(
@@ -107,7 +110,7 @@ def msrs(shots: int) -> Recipe:
         encoder=EncoderSettings(
             "mobilenet_v2", "mobilenet_v2_imagenet_from_uint8.pth", "symmetric", dilated=False
         ),
-        translate=replace(LAPTOP, crop=128, iterations=500),
+        translate=LAPTOP,
         base=BaseSettings(width=128, steps=300),
         meta=MetaSettings(expert=ANCHOR, shots=shots, steps=150, batch=8, rate=0.02, validation=20, validate_every=30),
         compute=Compute(shard_size=16),

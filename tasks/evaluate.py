@@ -115,8 +115,8 @@ def sit_again(
 ) -> Callable[[Any], pd.DataFrame]:
     """How an earlier version sits this exam: with its own learners, on pictures from the translators it came with.
 
-    Returns the function that `tasks.promote` calls with the version; it raises UsageError when the version's model is no
-    longer in the store.
+    Returns the function that `tasks.promote` calls with the version. It raises UsageError when the version's model is
+    no longer in the store.
     """
 
     def rescore(version: Any) -> pd.DataFrame:
