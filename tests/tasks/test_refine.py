@@ -134,6 +134,35 @@ def test_honest_pictures_keep_their_label_and_a_blank_one_loses_it(night, no_act
                 assert found == {"kept": int((label == int(k)).sum()) - freed, "freed": freed}
 
 
+def test_a_frame_may_lack_a_layer(night, no_actors):
+    frames, synthetic, encoder = night
+    store = places.store()
+    rows = store.rows(synthetic)
+    rows.loc[rows["id"] == "f3", "rgb"] = None
+    pictures = store.local(synthetic)
+    files = [*rows["lightness"], *rows["rgb"].dropna()]
+    lacking = commit("lacking", rows, {name: read_png(pictures / name) for name in files})
+    made = store.rows(refine.fn(frames, lacking, encoder, SETTINGS, COMPUTE)).set_index("id")
+    assert pd.isna(made.loc["f3", "rgb.label"]) and isinstance(made.loc["f3", "lightness.label"], str)
+    assert set(json.loads(made.loc["f3", "counts"])) == {"lightness"} and len(made) == 8
+
+
+def test_each_layer_is_centred_by_its_own_mean_over_all_its_pictures(night, tmp_path, no_actors):
+    """A mean of rgb that is far off frees what rgb shows and leaves the lightness alone."""
+    frames, synthetic, encoder = night
+    refine.fn(frames, synthetic, encoder, SETTINGS, COMPUTE)
+    described = sorted(Path(places.store().root, "descriptions").rglob("*.npz"))
+    assert [{"mean_lightness", "mean_rgb"} <= set(np.load(path)) for path in described] == [True] * 8
+    folder, arrays, *_ = prototypes_folder(night, tmp_path)
+    arrays["mean_rgb"] += 9 * arrays["prototypes"][1:].sum(0)
+    np.savez(folder / "prototypes.npz", **arrays)
+    worker = Refiner(SETTINGS, [*(places.store().local(ref) for ref in night), folder])
+    found = worker([{"id": "f2", "rgb": "images/f2.rgb.png", "lightness": "images/f2.lightness.png"}], Kept())
+    counts = json.loads(found[0]["counts"])
+    for k in ("1", "2"):
+        assert counts["rgb"][k]["kept"] == 0 and counts["lightness"][k]["freed"] == 0
+
+
 def test_a_second_run_makes_nothing_and_another_threshold_reads_no_picture_again(night, no_actors):
     frames, synthetic, encoder = night
     first = refine.fn(frames, synthetic, encoder, SETTINGS, COMPUTE)
