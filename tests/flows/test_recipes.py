@@ -1,0 +1,56 @@
+"""Recipes: complete, named, documented, and a night's key depends on what it should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from flows.recipes import RECIPES, named, run_key
+from models import DATASETS, GENERATORS, find
+from models.episode import POLICIES
+from models.errors import UsageError
+from models.geometry import Canvas
+from tasks.fanout import Compute
+from tasks.store import Ref
+
+WANTED = {"smoke", "demo", "msrs-1shot", "msrs-5shot", "soda-1shot", "soda-5shot", "scutseg-1shot"}
+FRAMES = [Ref("store/frames/1", "frames", "1" * 16, 3)]
+
+
+def test_the_promised_recipes_exist():
+    assert set(RECIPES) >= WANTED
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_holds_together(name):
+    recipe = named(name)
+    assert recipe.name == name
+    assert recipe.episodes.shots == recipe.meta.shots, "trained and examined with different shots"
+    assert recipe.episodes.min_pixels == recipe.meta.min_pixels
+    assert recipe.base.size == recipe.meta.size, "the base map has to lie on the meta learners' grid"
+    assert recipe.base.novel_in_train == recipe.meta.novel_in_train in POLICIES
+    Canvas(recipe.base.size)
+    find(DATASETS, recipe.data.dataset), find(GENERATORS, recipe.translate.generator)
+    made = set(recipe.translate.directions) | {"infrared", "visible"}
+    read = {layer.split("_")[0] for s in recipe.meta.streams for layer in (s.layer, s.stand_in) if layer}
+    assert read <= made, "a stream reads a layer that nothing makes"
+
+
+def test_a_recipe_object_is_its_own_name():
+    recipe = replace(named("smoke"), name="mine")
+    assert named(recipe) is recipe
+
+
+def test_an_unknown_recipe_lists_the_right_ones():
+    with pytest.raises(UsageError, match=r"msrs-1shot.*Did you mean 'smoke'"):
+        named("smoek")
+
+
+def test_the_key_depends_on_settings_and_data_but_not_on_the_machine():
+    recipe = named("smoke")
+    key = run_key(recipe, FRAMES)
+    assert key.startswith("smoke-")
+    assert run_key(replace(recipe, compute=Compute(actors=9)), FRAMES) == key
+    assert run_key(replace(recipe, meta=replace(recipe.meta, seed=1)), FRAMES) != key
+    assert run_key(recipe, [replace(FRAMES[0], digest="2" * 16)]) != key
