@@ -64,10 +64,10 @@ class Predictor:
         """(mask uint8 [H, W] of {0, 1}, probability float32 [H, W] in 0..1).
 
         query uint8 [H, W]; supports uint8 [h, w] each and their masks of the same size, 1 where the class is (255: not
-        known). fold: whose expert answers; None takes the mean of all. Raises UsageError for sizes that do not fit, an
-        empty mask, or an unknown fold.
+        known). fold: whose expert answers; None takes the mean of all. Raises UsageError for pictures in colour,
+        sizes that do not fit, an empty mask, or an unknown fold.
         """
-        _check(supports, masks)
+        _check(query, supports, masks)
         experts = self._chosen(fold)
         pictures = [np.asarray(query, np.uint8), *(np.asarray(s, np.uint8) for s in supports)]
         features = [self._features(pictures, stream.layer) for stream in self.streams]
@@ -103,7 +103,10 @@ class Predictor:
         return self._translators[layer].translate([picture], [seed])[0]
 
 
-def _check(supports: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
+def _check(query: np.ndarray, supports: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
+    for picture in (query, *supports):
+        if np.ndim(picture) != 2:
+            raise UsageError(f"A picture has the shape {np.shape(picture)}; give grey infrared pictures [H, W].")
     if not supports or len(supports) != len(masks):
         raise UsageError(f"Give one mask per support; got {len(supports)} supports and {len(masks)} masks.")
     for number, (support, mask) in enumerate(zip(supports, masks, strict=True), start=1):
