@@ -112,7 +112,10 @@ def msrs(shots: int) -> Recipe:
         ),
         translate=LAPTOP,
         base=BaseSettings(width=128, steps=300),
-        meta=MetaSettings(expert=ANCHOR, shots=shots, steps=150, batch=8, rate=0.02, validation=20, validate_every=30),
+        meta=MetaSettings(
+            expert=ANCHOR, shots=shots, steps=60, batch=6, rate=0.05, validation=20, validate_every=20,
+            checkpoint_every=10,
+        ),
         compute=Compute(shard_size=16),
     )
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from models.backbone import Features
 from models.episode import EpisodeKey
 from models.errors import UsageError
 from models.frames import Frames, png_bytes
@@ -22,8 +21,6 @@ from models.metrics import COUNTS, Scores, episode_counts, score
 from models.plots import Example
 from models.segmenters.episodes import gather
 from models.segmenters.predictor import load_experts
-from models.segmenters.prototype import Prototype
-from models.segmenters.similarity import soft_mask, to_grid
 from models.views import FeatureBank, Stream, Views, episode_mask
 from tasks import places
 from tasks.fanout import Compute, fan_out
@@ -100,14 +97,10 @@ class Examiner:
 
     def answers(self, fold: int, batch) -> dict[str, torch.Tensor]:
         """Logits [1, 2, h, w] of the controls, of each stream, and fused."""
-        control = [self.control(q, s, batch.masks) for q, s in zip(batch.query, batch.support, strict=True)]
         out = self.experts[fold](batch.query, batch.support, batch.masks)
+        control = {"prototype": out.control[:, 0], "prototype_both": out.control.sum(1)}
         alone = {stream.name: out.streams[:, v] for v, stream in enumerate(self.streams)}
-        return {"prototype": control[0], "prototype_both": torch.stack(control).sum(0), **alone, "fusion": out.final}
-
-    def control(self, query: Features, support: Features, masks: torch.Tensor) -> torch.Tensor:
-        grid = tuple(query.low.shape[-2:])
-        return Prototype()(to_grid(query, grid), to_grid(support, grid), soft_mask(masks, grid))
+        return {**control, **alone, "fusion": out.final}
 
 
 def sit_again(

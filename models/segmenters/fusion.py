@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from models.segmenters.msanet import MetaLearner, MetaLearnerSettings
+from models.segmenters.prototype import Prototype
 from models.segmenters.similarity import SoftMask
 
 TINY = 1e-6
@@ -23,11 +24,13 @@ FORMS = ("F1", "F2")
 
 
 class EnsembleOut(NamedTuple):
-    """final [B, 2, h, w] logits, streams [B, V, 2, h, w] logits, psi [B, V]."""
+    """Logits: final [B, 2, h, w], streams [B, V, 2, h, w], and control [B, V, 2, h, w] of the training-free prototype
+    on the same evidence; psi [B, V]."""
 
     final: Tensor
     streams: Tensor
     psi: Tensor
+    control: Tensor
 
 
 class LinearFusion(nn.Module):
@@ -95,6 +98,7 @@ class FusionEnsemble(nn.Module):
             learner([x[:, v] for x in query], [x[:, :, v] for x in support], mask, base)
             for v, learner in enumerate(self.learners)
         ]
-        streams = torch.stack([logits for logits, _ in outs], 1)
-        psi = torch.stack([psi for _, psi in outs], 1)
-        return EnsembleOut(self.fusion(streams, psi, base), streams, psi)
+        streams = torch.stack([logits for logits, _, _ in outs], 1)
+        psi = torch.stack([psi for _, psi, _ in outs], 1)
+        control = torch.stack([Prototype.from_evidence(maps) for _, _, maps in outs], 1)
+        return EnsembleOut(self.fusion(streams, psi, base), streams, psi, control)

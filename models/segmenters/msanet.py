@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from models.segmenters.prototype import BACKGROUND, FOREGROUND, NEAR_BACKGROUND, NEAR_FOREGROUND
+from models.segmenters.prototype import BACKGROUND, FOREGROUND, NEAR_BACKGROUND, NEAR_FOREGROUND, SCALE
 from models.segmenters.similarity import SoftMask, evidence, prototype, style_discrepancy
 
 
@@ -53,13 +53,13 @@ class MetaLearner(nn.Module):
         self.correct = _Decoder(maps + 1 + 2 * self.raw_width, settings) if settings.correction else None
 
     def forward(self, query: list[Tensor], support: list[Tensor], mask: SoftMask, base: Tensor) -> tuple:
-        """Logits [B, 2, h, w] and ψ [B].
+        """Logits [B, 2, h, w], ψ [B] and the evidence [B, E, h, w] they came from.
 
         query levels [B, c, h, w] and support levels [B, K, c, h, w] from `similarity.to_grid`; base map [B, 1, h, w].
         """
         maps = evidence(query, support, mask)
         psi = style_discrepancy(query[0], support[0]).mean(1)
-        return self.from_evidence(maps, base, self._raw(query, support, mask)), psi
+        return self.from_evidence(maps, base, self._raw(query, support, mask)), psi, maps
 
     def from_evidence(self, maps: Tensor, base: Tensor, raw: Tensor | None = None) -> Tensor:
         """Logits [B, 2, h, w] from evidence [B, E, h, w], base map and, if used, raw maps [B, 2·raw_width, h, w]."""
@@ -69,10 +69,10 @@ class MetaLearner(nn.Module):
         return torch.cat([-score / 2, score / 2], 1)
 
     def anchor(self, maps: Tensor) -> Tensor:
-        """Score [B, 1, h, w] = 10·(mix · margins - threshold); at the start exactly the control's."""
+        """Score [B, 1, h, w] = SCALE·(mix · margins - threshold); at the start exactly the control's."""
         prototypes = maps[:, FOREGROUND] - maps[:, BACKGROUND]
         cells = maps[:, NEAR_FOREGROUND] - maps[:, NEAR_BACKGROUND]
-        return 10 * (self.mix[0] * prototypes + self.mix[1] * cells - self.threshold)[:, None]
+        return SCALE * (self.mix[0] * prototypes + self.mix[1] * cells - self.threshold)[:, None]
 
     def _raw(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor | None:
         if not self.raw_width:

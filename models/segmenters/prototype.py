@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from models.segmenters.similarity import SoftMask, evidence
 
 FOREGROUND, BACKGROUND, NEAR_FOREGROUND, NEAR_BACKGROUND, RECTIFIED = -5, -4, -3, -2, -1
+SCALE = 20.0
 
 
 class Prototype(nn.Module):
-    """Logits [B, 2, h, w] (background, foreground) with no parameter at all; temperature 0.1."""
+    """Logits [B, 2, h, w] (background, foreground) with no parameter at all; temperature 1 / SCALE."""
 
     def forward(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
         """query levels [B, c, h, w], support levels [B, K, c, h, w], both from `similarity.to_grid`."""
@@ -23,4 +24,4 @@ class Prototype(nn.Module):
 
     @staticmethod
     def from_evidence(maps: Tensor) -> Tensor:
-        return 10 * torch.stack([maps[:, BACKGROUND], maps[:, FOREGROUND]], 1)
+        return SCALE * torch.stack([maps[:, BACKGROUND], maps[:, FOREGROUND]], 1)
