@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 
 from models.errors import UsageError
 from models.frames import Frames
+
+if TYPE_CHECKING:  # the workers that only read frames start without torch
+    import torch
 
 IGNORE = 255
 POLICIES = ("ignore", "background", "drop")
