@@ -148,9 +148,14 @@ class _Batches:
         self.views, self.job = views, job
         policy = job.base.novel_in_train
         self.kept = {fold: set(kept_for_training(frames, fold, policy)) for fold in job.folds}
-        self.ids = [id for id in frames.ids("train") if any(id in kept for kept in self.kept.values())]
+        kept = set().union(*self.kept.values())
+        self.ids = [id for id in frames.ids("train") if id in kept and self._layers(id)]
         if not self.ids:
-            raise UsageError(f"No training frame is left under novel_in_train={policy}; choose ignore or background.")
+            wanted = " or ".join(job.base.layers)
+            raise UsageError(
+                f"No training frame with a picture of {wanted} is left under novel_in_train={policy}; "
+                "choose ignore or background, or other layers."
+            )
         self.remap = {fold: _remap(frames.base(fold)) for fold in job.folds}
         self.novel = {fold: frames.novel(fold) for fold in job.folds}
 
@@ -160,9 +165,11 @@ class _Batches:
         ids = draw(self.ids, min(settings.batch, len(self.ids)), settings.seed, step, rank, "frames")
         keys = []
         for id in ids:
-            layers = [layer for layer in settings.layers if self.views.has(id, layer)]
-            keys.append((id, draw(layers, 1, settings.seed, step, rank, id)[0]))
+            keys.append((id, draw(self._layers(id), 1, settings.seed, step, rank, id)[0]))
         return keys, {str(fold): torch.stack([self._label(*key, fold) for key in keys]) for fold in self.job.folds}
+
+    def _layers(self, id: str) -> list[str]:
+        return [layer for layer in self.job.base.layers if self.views.has(id, layer)]
 
     def _label(self, id: str, layer: str, fold: int) -> torch.Tensor:
         height, width = (side // 2 for side in self.job.base.size)

@@ -117,7 +117,7 @@ def meta_loop(config: dict) -> None:
     learnt = [p for expert in experts.values() for p in expert.ensemble.parameters()]
     optimiser = torch.optim.AdamW(learnt, settings.rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, settings.steps, power=0.9)
-    lessons = {fold: Lessons(frames, int(fold), settings) for fold in experts}
+    lessons = {fold: Lessons(bank.views, int(fold), settings) for fold in experts}
     best = Best(experts)
     checkpoints = Checkpoints(
         config, settings.steps, model=experts, optimiser=optimiser, schedule=schedule, best=best
@@ -189,14 +189,16 @@ class _Experts(nn.Module):
 
 
 class Lessons:
-    """The episodes of one fold: training classes, held-out classes, and which frames may be used."""
+    """The episodes of one fold, of frames that have all layers: training classes and held-out classes."""
 
-    def __init__(self, frames: Frames, fold: int, settings: MetaSettings) -> None:
+    def __init__(self, views: Views, fold: int, settings: MetaSettings) -> None:
+        frames = views.frames
         self.settings, self.fold, self.novel = settings, fold, frames.novel(fold)
         self.classes, self.held_out = split_base_for_validation(frames, fold, settings.held_out, settings.seed)
-        kept = kept_for_training(frames, fold, settings.novel_in_train)
-        self.index = class_index(frames, (*self.classes, *self.held_out), settings.min_pixels, ids=kept)
         self.layers = [[s.layer for s in settings.streams], [s.stand_in or s.layer for s in settings.streams]]
+        kept = kept_for_training(frames, fold, settings.novel_in_train)
+        kept = [id for id in kept if all(views.has(id, layer) for layers in self.layers for layer in layers)]
+        self.index = class_index(frames, (*self.classes, *self.held_out), settings.min_pixels, ids=kept)
 
     def batch(self, step: int, rank: int) -> tuple[list[EpisodeKey], list[str]]:
         """Episodes [B] and the layer of each stream; a pure function of (seed, step, rank)."""

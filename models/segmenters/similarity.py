@@ -80,16 +80,18 @@ class Cells(NamedTuple):
 def foreground_cells(support: list[Tensor], foreground: Tensor, most: int = MOST) -> Cells:
     """Up to `most` cells that clearly belong to the object, of all shots together; a fixed shape, so nothing syncs.
 
-    A cell belongs when its share is at least 0.5, or at least 0.9 of the largest share where objects are small. When
-    there are more, the ones kept are spread evenly by a fixed pseudo-random order.
+    A cell belongs when its share is at least 0.5, or at least 0.9 of the largest share where objects are small. Every
+    shot may give most / K of them, so that the order of shots is of no account; when it has more, the ones kept are
+    spread evenly by a fixed pseudo-random order.
     """
-    share = foreground.flatten(1)
-    highest = share.amax(1, keepdim=True)
+    share = foreground.flatten(2)
+    highest = share.amax((1, 2), keepdim=True)
     inside = (share >= (0.9 * highest).clamp(max=0.5)) & (highest > 0)
-    order = torch.rand(share.shape[1], generator=torch.Generator().manual_seed(0)).to(share)
-    best = torch.where(inside, 1 + order, order).topk(min(most, share.shape[1]), dim=1).indices
-    levels = [torch.gather(_cells(x), 2, best[:, None].expand(-1, x.shape[2], -1)) for x in support]
-    return Cells(levels, inside.gather(1, best))
+    order = torch.rand(share.shape[2], generator=torch.Generator().manual_seed(0)).to(share)
+    count = min(max(most // share.shape[1], 1), share.shape[2])
+    best = torch.where(inside, 1 + order, order).topk(count, dim=2).indices
+    levels = [torch.gather(x.flatten(3), 3, best[:, :, None].expand(-1, -1, x.shape[2], -1)) for x in support]
+    return Cells([_cells(level) for level in levels], inside.gather(2, best).flatten(1))
 
 
 def background_cells(support: list[Tensor], background: Tensor, pool: int = 2) -> Cells:
@@ -104,7 +106,7 @@ def background_cells(support: list[Tensor], background: Tensor, pool: int = 2) -
 
 
 def _cells(maps: Tensor) -> Tensor:
-    """[B, K, c, h, w] -> [B, c, K·h·w]."""
+    """[B, K, c, ...] -> [B, c, K·...]."""
     return maps.transpose(1, 2).flatten(2)
 
 

@@ -289,6 +289,19 @@ def test_the_order_of_supports_changes_nothing():
     assert torch.allclose(style_discrepancy(query[0], support[0][:, order]), psi[:, order])
 
 
+def test_the_order_of_large_supports_changes_nothing_either():
+    """They give more cells than are kept; which ones are kept must not depend on the place of their support."""
+    grid = (16, 24)
+    query, support = maps(1, grid=grid), maps(1, 3, seed=5, grid=grid)
+    mask = torch.zeros(1, 3, *grid, dtype=torch.uint8)
+    for k, width in enumerate((20, 14, 3)):
+        mask[:, k, 2:14, 2 : 2 + width] = 1
+    assert (mask == 1).sum() > MOST
+    order = [2, 0, 1]
+    turned = evidence(query, [x[:, order] for x in support], split(mask[:, order]))
+    assert torch.allclose(turned, evidence(query, support, split(mask)), atol=1e-5)
+
+
 def test_five_copies_of_a_support_say_what_one_says():
     """Exactly, but for the nearest five, which are then one cell five times: the prior of BAM."""
     query, support, mask = maps(2), maps(2, 1, seed=5), masks(2, 1)
