@@ -19,18 +19,28 @@ from models.errors import StageFailed, UsageError
 
 
 @contextmanager
-def disk_errors(place: str) -> Iterator[None]:
-    """Turn a full disk into StageFailed and a folder that refuses writes into UsageError."""
+def full_disk(place: str) -> Iterator[None]:
+    """Turn a full disk into StageFailed."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = f"disk full at {place}: free some space and run again; what is done is kept"
-            raise StageFailed(reason) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = f"Cannot write to {place} ({error.strerror}); set THERMOFUSE_STORE to a folder that you own."
-            raise UsageError(reason) from error
-        raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"disk full at {place}: free some space and run again; what is done is kept"
+        raise StageFailed(reason) from error
+
+
+@contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Turn a full disk into StageFailed, and a place that refuses to be written to into UsageError."""
+    try:
+        with full_disk(place):
+            yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise
+        reason = f"Cannot write to {place} ({error.strerror}); set THERMOFUSE_STORE to a folder that you own."
+        raise UsageError(reason) from error
 
 
 class Folder:
@@ -88,7 +98,7 @@ class Folder:
     @contextmanager
     def _whole(self, name: str, data: bytes) -> Iterator[Path]:
         temporary = self.root / ".tmp" / uuid.uuid4().hex
-        with disk_errors(str(self.root)):
+        with writing(str(self.root)):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -105,7 +115,7 @@ class Folder:
     def _guard(self, name: str) -> Iterator[None]:
         """One process at a time per name; the kernel frees it when the process dies."""
         guard = self.root / ".tmp" / (f"{_tag(name.encode())}.guard")
-        with disk_errors(str(self.root)):
+        with writing(str(self.root)):
             guard.parent.mkdir(parents=True, exist_ok=True)
             with open(guard, "w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)

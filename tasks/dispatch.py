@@ -23,7 +23,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from models.errors import BadSample, StageFailed, ThermofuseError
-from tasks.blobs import disk_errors
+from tasks.blobs import full_disk
 from tasks.fanout import Compute, Job
 from tasks.lease import check_leases
 
@@ -64,13 +64,13 @@ class Hand:
         self.job = cloudpickle.loads(self.parcel)
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(int(self.environment["OMP_NUM_THREADS"]))
-        with disk_errors(self.job.store.root):
+        with full_disk(self.job.store.root):
             self.worker = self.job.start_worker()
 
     def run(self, rows: list[dict]) -> dict:
         """One shard, committed; its receipt. An error in it comes back as BadSample with the traceback's last line."""
         try:
-            with disk_errors(self.job.store.root):
+            with full_disk(self.job.store.root):
                 return self.job.run_shard(self.worker, rows)
         except BadSample as error:
             raise BadSample(str(error)) from None

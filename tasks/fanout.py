@@ -161,7 +161,8 @@ def _embedded(compute: Compute) -> dict[str, Any]:
 def _cluster() -> dict[str, Any]:
     """Addresses travel in the runtime environment, which Ray shows to everyone; keys do not."""
     public = {name: value for name, value in _forwarded().items() if not re.search("KEY|TOKEN|SECRET", name)}
-    return {"address": os.environ["RAY_ADDRESS"], "runtime_env": {"env_vars": public}, "logging_level": "WARNING"}
+    quiet = {"log_to_driver": False, "logging_level": "WARNING"}
+    return {"address": os.environ["RAY_ADDRESS"], "runtime_env": {"env_vars": public}, **quiet}
 
 
 def _forwarded() -> dict[str, str]:

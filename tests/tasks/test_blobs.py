@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from models.errors import StageFailed, UsageError
-from tasks.blobs import Folder, disk_errors
+from tasks.blobs import Folder, writing
 from tasks.bucket import Bucket
 
 
@@ -103,7 +103,7 @@ def test_a_place_that_refuses_is_a_usage_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match="THERMOFUSE_STORE"):
         Folder(str(tmp_path / "file")).write("x", b"1")
-    with pytest.raises(UsageError, match="THERMOFUSE_STORE"), disk_errors("there"):
+    with pytest.raises(UsageError, match="THERMOFUSE_STORE"), writing("there"):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 

@@ -42,6 +42,8 @@ class Square:
             raise BadSample("not a picture")
         if how == "full" and not (self.marks / "room").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
+        if how == "denied":
+            raise PermissionError(errno.EACCES, "Permission denied", "a-picture.png")
         if how == "usage":
             raise UsageError("choose another one")
         if how == "exit" or (how == "exitonce" and self.first(row["id"])):
@@ -264,9 +266,13 @@ def test_a_worker_that_returns_other_rows_is_an_error(inline, marks):
 
 
 def test_an_exception_has_three_attempts_and_hits_no_neighbour(actors, marks):
-    ref = run(rows_of("a", "raise_1", "bad_1", "b"), marks, shard_size=2)
-    assert quarantine(ref) == {"raise_1": "at all", "bad_1": "not a picture"}
-    assert calls(marks) == {"a": 2, "raise_1": 3, "bad_1": 3, "b": 1}
+    ref = run(rows_of("a", "raise_1", "bad_1", "b", "denied_1"), marks, shard_size=2)
+    assert quarantine(ref) == {
+        "raise_1": "at all",
+        "bad_1": "not a picture",
+        "denied_1": "PermissionError: [Errno 13] Permission denied: 'a-picture.png'",
+    }
+    assert calls(marks) == {"a": 2, "raise_1": 3, "bad_1": 3, "b": 1, "denied_1": 3}
 
 
 def test_a_worker_that_dies_is_no_attempt(actors, marks):
