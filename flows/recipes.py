@@ -58,7 +58,7 @@ LAPTOP = TranslateSettings(
 )
 """A UNet over blocks of 4 x 4 pixels: keeps every edge and learns the tones."""
 
-ANCHOR = ExpertSettings(base_width=128, learner=MetaLearnerSettings(correction=False))
+ANCHOR = ExpertSettings(learner=MetaLearnerSettings(correction=False))
 """Few base classes: two margins and a threshold per stream, and the fusion; nothing that could memorise a class."""
 
 PAPER = ExpertSettings(learner=MetaLearnerSettings(width=256, raw_width=256, rates=(1, 6, 12, 18)))
@@ -111,7 +111,7 @@ def msrs(shots: int) -> Recipe:
             "mobilenet_v2", "mobilenet_v2_imagenet_from_uint8.pth", "symmetric", dilated=False
         ),
         translate=LAPTOP,
-        base=BaseSettings(width=128, steps=300),
+        base=BaseSettings(width=64, steps=200, batch=4, checkpoint_every=50),
         meta=MetaSettings(
             expert=ANCHOR, shots=shots, steps=60, batch=6, rate=0.05, validation=20, validate_every=20,
             checkpoint_every=10,

@@ -29,10 +29,11 @@ class PSPNet(nn.Module):
         self.classify = nn.Conv2d(width, 1 + classes, 1)
 
     def forward(self, features: Features, grid: tuple[int, int]) -> Tensor:
-        """Logits [B, C, h, w] on `grid`, background first."""
-        x = torch.cat([_stretch(level.float(), grid) for level in (features.mid, features.high)], 1)
-        pyramid = [_stretch(reduce(_pool(x, bins)), grid) for bins, reduce in zip(self.bins, self.reduce, strict=True)]
-        return self.classify(self.merge(torch.cat([x, *pyramid], 1)))
+        """Logits [B, C, h, w] on `grid`, background first; the work is done on the mid level's own, coarser grid."""
+        own = tuple(features.mid.shape[-2:])
+        x = torch.cat([features.mid.float(), _stretch(features.high.float(), own)], 1)
+        pyramid = [_stretch(reduce(_pool(x, bins)), own) for bins, reduce in zip(self.bins, self.reduce, strict=True)]
+        return _stretch(self.classify(self.merge(torch.cat([x, *pyramid], 1))), grid)
 
 
 def base_map(logits: Tensor, leave_out: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from models.segmenters.fusion import TINY, FusionEnsemble, GatedFusion, LinearFusion
 from models.segmenters.msanet import MetaLearnerSettings
+from models.segmenters.prototype import Prototype
 from models.segmenters.similarity import SoftMask, normalize
 
 GRID = (3, 4)
@@ -164,8 +165,10 @@ def test_each_learner_sees_its_own_stream(form):
     assert out.final.shape == (2, 2, *GRID) and out.streams.shape == (2, 2, 2, *GRID) and out.psi.shape == (2, 2)
     assert torch.equal(out.final, model.fusion(out.streams, out.psi, episode[1]))
     for v, learner in enumerate(model.learners):
-        logits, psi = learner([x[:, v] for x in query], [x[:, :, v] for x in support], *episode)
+        own = [x[:, v] for x in query], [x[:, :, v] for x in support]
+        logits, psi, _ = learner(*own, *episode)
         assert torch.equal(out.streams[:, v], logits) and torch.equal(out.psi[:, v], psi)
+        assert torch.equal(out.control[:, v], Prototype()(*own, episode[0]))
     out.final.sum().backward()
     assert all(learner.mix.grad.abs().sum() > 0 for learner in model.learners)
     assert isinstance(model.fusion, {"F1": LinearFusion, "F2": GatedFusion}[form])

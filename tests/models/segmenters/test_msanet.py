@@ -9,7 +9,7 @@ import torch
 
 from models.backbone import Features
 from models.segmenters.msanet import MetaLearner, MetaLearnerSettings
-from models.segmenters.prototype import Prototype
+from models.segmenters.prototype import SCALE, Prototype
 from models.segmenters.similarity import SoftMask, evidence, soft_mask, style_discrepancy, to_grid
 
 CHANNELS, GRID = (4, 6, 8), (8, 12)
@@ -42,11 +42,12 @@ def margin(logits):
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_it_starts_as_the_control(episode, settings, training):
-    logits, psi = learner(settings).train(training)(*episode)
+    logits, psi, maps = learner(settings).train(training)(*episode)
     control = Prototype()(*episode[:3])
     assert torch.allclose(margin(logits), margin(control), atol=1e-5)
     assert torch.equal(logits.argmax(1), control.argmax(1))
     assert torch.allclose(psi, style_discrepancy(episode[0][0], episode[1][0]).mean(1)) and psi.shape == (2,)
+    assert torch.equal(maps, evidence(*episode[:3]))
 
 
 def test_the_anchor_weighs_two_margins_and_a_threshold(episode):
@@ -54,7 +55,7 @@ def test_the_anchor_weighs_two_margins_and_a_threshold(episode):
     with torch.no_grad():
         model.mix.copy_(torch.tensor([0.3, 0.6]))
         model.threshold.fill_(0.05)
-    expected = 10 * (0.3 * (maps[:, 15] - maps[:, 16]) + 0.6 * (maps[:, 17] - maps[:, 18]) - 0.05)
+    expected = SCALE * (0.3 * (maps[:, 15] - maps[:, 16]) + 0.6 * (maps[:, 17] - maps[:, 18]) - 0.05)
     assert torch.allclose(margin(model(*episode)[0]), expected, atol=1e-5)
 
 
@@ -115,7 +116,7 @@ def test_a_mask_of_one_kind_gives_no_nan(episode, value):
     mask = soft_mask(torch.full((2, 2, 64, 96), value, dtype=torch.uint8), GRID)
     model = learner(FORMS[1]).eval()
     torch.nn.init.normal_(model.correct.out.weight)
-    logits, psi = model(query, support, mask, base)
+    logits, psi, _ = model(query, support, mask, base)
     logits.sum().backward()
     assert logits.isfinite().all() and psi.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters())

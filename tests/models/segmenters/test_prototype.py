@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.segmenters.prototype import Prototype
+from models.segmenters.prototype import SCALE, Prototype
 from models.segmenters.similarity import SoftMask, evidence, normalize
 
 
@@ -27,8 +27,8 @@ def test_a_cell_takes_the_class_of_the_nearer_prototype():
     asked[0, 0] = 1
     assert torch.equal(logits.argmax(1)[0], asked.long())
     assert 0 < logits[0, 1, 0, 0] - logits[0, 0, 0, 0] < logits[0, 1, 3, 1] - logits[0, 0, 3, 1]
-    towards_ground = 10 * float(normalize(ground, dim=0) @ normalize(thing, dim=0))
-    assert torch.allclose(logits[0, :, 3, 1], torch.tensor([towards_ground, 10.0]))
+    towards_ground = float(normalize(ground, dim=0) @ normalize(thing, dim=0))
+    assert torch.allclose(logits[0, :, 3, 1] / SCALE, torch.tensor([towards_ground, 1.0]))
 
 
 def test_nothing_is_learnt_and_the_evidence_is_enough():
@@ -41,4 +41,4 @@ def test_nothing_is_learnt_and_the_evidence_is_enough():
     assert not list(control.parameters()) and not list(control.buffers())
     maps = evidence(query, support, mask)
     assert torch.equal(control(query, support, mask), control.from_evidence(maps))
-    assert torch.allclose(control.from_evidence(maps), 10 * maps[:, [16, 15]]), "all levels together, background first"
+    assert torch.allclose(control.from_evidence(maps), SCALE * maps[:, [16, 15]]), "all levels together, background first"
