@@ -1,10 +1,12 @@
 """Losses by hand, against torch where torch is right, and where nothing is left to learn from."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
-from models.losses import cross_entropy, dice
+from models.losses import cross_entropy, dice, jaccard
 
 
 def batch(classes=3, ignored=0.3, seed=0):
@@ -80,3 +82,58 @@ def test_a_nan_is_not_hidden():
     logits = logits.detach().clone()
     logits[0, 0, 0, 0] = float("nan")
     assert cross_entropy(logits, target).isnan() and dice(logits, target).isnan()
+
+
+# ---- jaccard
+
+
+def looped_jaccard(logits, target, group, smooth):
+    """Intersections and unions of a group are summed pixel by pixel before they are divided."""
+    sums = {int(g): [0.0, 0.0] for g in group}
+    shares = logits.softmax(1)[:, 1].tolist()
+    for g, share, mask in zip(group.tolist(), shares, target.tolist(), strict=True):
+        for row, truth in zip(share, mask, strict=True):
+            for p, t in zip(row, truth, strict=True):
+                if t != 255:
+                    sums[g][0] += p * t
+                    sums[g][1] += p + t - p * t
+    return -sum(math.log((both + smooth) / (either + smooth)) for both, either in sums.values()) / len(sums)
+
+
+@pytest.mark.parametrize("group", [[0, 0, 0, 0], [3, 1, 3, 3], [0, 1, 2, 3]])
+@pytest.mark.parametrize("smooth", [1.0, 0.1])
+def test_jaccard_equals_loops(group, smooth):
+    draws = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(4, 2, 5, 7, generator=draws), torch.randint(0, 2, (4, 5, 7), generator=draws)
+    target[torch.rand(4, 5, 7, generator=draws) < 0.3] = 255
+    expected = looped_jaccard(logits, target, torch.tensor(group), smooth)
+    found = jaccard(logits, target.to(torch.uint8), torch.tensor(group), smooth)
+    assert found.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_jaccard_counts_a_group_once_however_many_episodes_it_has():
+    """Three episodes of one class and one of another weigh as the two classes do."""
+    logits, target = batch(classes=2, ignored=0.0)
+    many = [torch.cat([x[:1], x[:1], x[:1], x[1:]]) for x in (logits, target)]
+    each = [jaccard(x, t, torch.zeros(len(x), dtype=torch.long)) for x, t in
+            ((many[0][:3], many[1][:3]), (logits[1:], target[1:]))]
+    assert torch.allclose(jaccard(*many, torch.tensor([5, 5, 5, 2])), (each[0] + each[1]) / 2)
+
+
+def test_jaccard_sends_no_gradient_from_ignored_pixels():
+    logits, target = batch(classes=2)
+    jaccard(logits, target, torch.tensor([0, 1])).backward()
+    ignored = (target == 255).unsqueeze(1).expand_as(logits)
+    assert (logits.grad[ignored] == 0).all() and logits.grad[~ignored].abs().min() > 0
+
+
+def test_jaccard_is_zero_when_right_and_when_nothing_is_known():
+    target = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    target[:, :4] = 1
+    right = torch.stack([(target == 0) * 40.0, (target == 1) * 40.0], 1)
+    assert jaccard(right, target, torch.tensor([0, 1])).item() == pytest.approx(0, abs=1e-5)
+    assert jaccard(right.flip(1), target, torch.tensor([0, 1])).item() > 3
+    logits = torch.randn(2, 2, 8, 8, requires_grad=True)
+    value = jaccard(logits, torch.full_like(target, 255), torch.tensor([0, 1]))
+    value.backward()
+    assert value.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
