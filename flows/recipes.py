@@ -134,7 +134,9 @@ def large(dataset: str, shots: int, size: tuple[int, int], visible: str) -> Reci
             entropy_weight=1.0, held_out=2, validate_every=1000, checkpoint_every=1000, cache_gb=16,
         ),
         exam=ExamSettings(cache_gb=16),
-        compute=Compute(actors=4, gpus_per_actor=1.0, shard_size=32, use_gpu=True, threads_per_worker=4),
+        compute=Compute(
+            actors=4, gpus_per_actor=1.0, shard_size=32, use_gpu=True, threads_per_worker=4, train_threads=8
+        ),
     )
 
 

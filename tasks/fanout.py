@@ -39,7 +39,8 @@ class Compute:
     actors, cpus_per_actor, gpus_per_actor: workers of a fan-out and what each asks Ray for (a GPU may be shared: 0.5).
     shard_size: rows per commit; aim at 10-60 s of work. shard_deadline_seconds: a shard that takes longer is killed.
     max_quarantined: the share of rows that may be unusable before the stage fails.
-    train_workers, use_gpu: the worker group of Ray Train. threads_per_worker: torch threads of each process.
+    train_workers, use_gpu: the worker group of Ray Train. threads_per_worker, train_threads: torch threads of each
+    actor and of each training worker.
     """
 
     actors: int = 2
@@ -51,6 +52,7 @@ class Compute:
     train_workers: int = 1
     use_gpu: bool = False
     threads_per_worker: int = 1
+    train_threads: int = 2
 
 
 @dataclass(frozen=True)

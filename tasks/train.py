@@ -82,7 +82,7 @@ def _configuration(store: Store, name: str, inputs: Sequence[Ref], settings: Any
         "inputs": [ref.uri for ref in inputs],
         "store": _absolute(store.root),
         "place": f"{_absolute(store.root)}/training/{name}",
-        "threads": compute.threads_per_worker,
+        "threads": compute.train_threads,
     }
 
 

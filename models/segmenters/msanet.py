@@ -57,7 +57,7 @@ class MetaLearner(nn.Module):
 
         query levels [B, c, h, w] and support levels [B, K, c, h, w] from `similarity.to_grid`; base map [B, 1, h, w].
         """
-        maps = evidence(query, support, mask)
+        maps = evidence(query, support, mask, every_level=self.correct is not None)
         psi = style_discrepancy(query[0], support[0]).mean(1)
         return self.from_evidence(maps, base, self._raw(query, support, mask)), psi, maps
 

@@ -127,26 +127,24 @@ def rectified_mean(similarity: Tensor, there: Tensor) -> Tensor:
     return torch.einsum("bnm,bm->bn", similarity.relu(), weight) / weight.sum(-1, keepdim=True).clamp(min=1)
 
 
-def evidence(query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
-    """E = 5·(levels + 1) maps [B, E, h, w], all in -1..1, for each level and then for all levels together.
+def evidence(query: list[Tensor], support: list[Tensor], mask: SoftMask, every_level: bool = True) -> Tensor:
+    """Maps [B, E, h, w], all in -1..1: five for each level, then five for all levels together (the last E = 5).
 
-    Per level, in this order: cosine to the foreground and to the background prototype; similarity to the nearest
-    foreground cells and to the nearest background block; rectified mean similarity to the foreground. `query`
-    [B, c, h, w] and `support` [B, K, c, h, w] come from `to_grid`. "All" concatenates the unit-length levels, so that
-    each counts the same.
+    In this order: cosine to the foreground and to the background prototype; similarity to the nearest foreground cells
+    and to the nearest background block; rectified mean similarity to the foreground. `query` [B, c, h, w] and `support`
+    [B, K, c, h, w] come from `to_grid`. "All" concatenates the unit-length levels, so that each counts the same.
+    every_level: False leaves the single levels out, a quarter of the work (E = 5 instead of 5·(levels + 1)).
     """
     grid = query[0].shape[-2:]
     inside, outside = foreground_cells(support, mask.foreground), background_cells(support, mask.background)
-    places = len(inside.there[0])
-    there = inside.there, outside.there
-    maps, joined = [], 0
-    for n, level in enumerate(query):
-        both = torch.cat([inside.levels[n], outside.levels[n]], 2)
-        similarity = level.flatten(2).transpose(1, 2) @ both
-        joined = joined + similarity / len(query)
-        maps += [*_prototypes(level, support[n], mask), *_dense(similarity, places, *there)]
-    everything = torch.cat(query, 1) / len(query) ** 0.5
-    maps += [*_prototypes(everything, torch.cat(support, 2), mask), *_dense(joined, places, *there)]
+    cells = [torch.cat(pair, 2) for pair in zip(inside.levels, outside.levels, strict=True)]
+    views = [(query[n], support[n], cells[n]) for n in range(len(query))] if every_level else []
+    scale = len(query) ** -0.5
+    views.append((torch.cat(query, 1) * scale, torch.cat(support, 2), torch.cat(cells, 1) * scale))
+    maps = []
+    for asked, shown, compared in views:
+        similarity = torch.bmm(asked.flatten(2).transpose(1, 2), compared)
+        maps += [*_prototypes(asked, shown, mask), *_dense(similarity, inside.there, outside.there)]
     return torch.stack(maps, 1).unflatten(2, grid)
 
 
@@ -156,6 +154,6 @@ def _prototypes(query: Tensor, support: Tensor, mask: SoftMask) -> list[Tensor]:
     ]
 
 
-def _dense(similarity: Tensor, places: int, inside: Tensor, outside: Tensor) -> list[Tensor]:
-    front, back = similarity[..., :places], similarity[..., places:]
+def _dense(similarity: Tensor, inside: Tensor, outside: Tensor) -> list[Tensor]:
+    front, back = similarity[..., : inside.shape[1]], similarity[..., inside.shape[1] :]
     return [nearest(front, inside, NEAREST), nearest(back, outside, 1), rectified_mean(front, inside)]
