@@ -43,4 +43,7 @@ def _found(weights: str) -> Path:
         if path.is_file():
             return path
     tried = ", ".join(str(path.absolute()) for path in places_tried)
-    raise UsageError(f"There are no encoder weights {weights!r}; set encoder.weights to a file (looked at {tried}).")
+    raise UsageError(
+        f"There are no encoder weights {weights!r} (looked at {tried}); set encoder.weights to a file, "
+        "or to pretrained with encoder.normalise=imagenet."
+    )
