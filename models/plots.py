@@ -28,7 +28,8 @@ from models.metrics import episode_counts
 INK = "#7b838c"
 UNLABELLED = (128, 128, 128)
 STREAM_COLOURS = {"fusion": "#d9500b", "infrared": "#56708c", "rgb": "#25877f", "prototype": "#a2a9b1"}
-STREAM_TITLES = {"fusion": "Fused", "infrared": "Infrared only", "rgb": "RGB only", "prototype": "Prototype (control)"}
+STREAM_TITLES = {"fusion": "Fused", "infrared": "Infrared only", "rgb": "RGB only", "prototype": "Prototype (control)",
+                 "prototype_both": "Prototype, both"}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from models.episode import EpisodeKey
 from models.errors import UsageError
-from models.frames import Frames, png_bytes
+from models.frames import Frames, png_bytes, read_png
 from models.generators.settings import TranslateSettings
 from models.geometry import Canvas
 from models.metrics import COUNTS, Scores, episode_counts, score
@@ -36,6 +36,9 @@ CODE = (
 )
 
 
+CONTROLS = ("prototype", "prototype_both")
+
+
 @dataclass(frozen=True)
 class ExamSettings:
     """resamples: bootstrap draws. cache_gb: features an actor keeps. shown: episodes per class whose masks are kept."""
@@ -55,11 +58,12 @@ def evaluate(
     model's streams alone, and "fusion".
     """
     listed = places.store().rows(episodes)
-    turn = listed.groupby(["fold", "label"]).cumcount()
+    of_class = listed.groupby(["fold", "label"])["episode"]
+    from_middle = of_class.cumcount() - of_class.transform("size") // 2  # the first queries of all classes are the same
     rows = [
-        {"id": f"e{row['episode']:06d}", "shown": bool(n < settings.shown), "supports": list(map(str, row["supports"]))}
+        {"id": f"e{row['episode']:06d}", "shown": 0 <= n < settings.shown, "supports": list(map(str, row["supports"]))}
         | {key: (str if key == "query" else int)(row[key]) for key in ("episode", "fold", "label", "query", "seed")}
-        for row, n in zip(listed.to_dict("records"), turn, strict=True)
+        for row, n in zip(listed.to_dict("records"), from_middle, strict=True)
     ]
     inputs = [frames, synthetic, model]
     return fan_out(Examiner, rows, {"cache_gb": settings.cache_gb}, compute, kind="exam", inputs=inputs, code=CODE)
@@ -127,19 +131,24 @@ def sit_again(
 def exam_table(exam: Ref) -> pd.DataFrame:
     """One row per episode and stream (`models.metrics.COLUMNS`)."""
     rows = places.store().rows(exam)
-    streams = list(dict.fromkeys(column.rpartition(":")[0] for column in rows.columns if ":" in column))
     parts = []
-    for stream in streams:
+    for stream in stream_names(rows.columns):
         part = rows[["episode", "fold", "label", "query"]].assign(stream=stream)
         parts.append(part.assign(**{name: rows[f"{stream}:{name}"] for name in COUNTS}))
     return pd.concat(parts, ignore_index=True)
+
+
+def stream_names(columns: Iterable[str]) -> list[str]:
+    """The streams of an exam's columns: controls, single modalities, then the fusion of them."""
+    names = {column.rpartition(":")[0] for column in columns if ":" in column}
+    return sorted(names, key=lambda name: (name == "fusion", name not in CONTROLS, name))
 
 
 def grade(exam: Ref, frames: Ref, settings: ExamSettings) -> Scores:
     """mIoU, FB-IoU and their intervals for every stream, and the paired differences that matter."""
     opened, table = open_frames(frames), exam_table(exam)
     classes = {int(fold): opened.novel(int(fold)) for fold in sorted(table["fold"].unique())}
-    alone = [s for s in dict.fromkeys(table["stream"]) if s not in ("prototype", "prototype_both", "fusion")]
+    alone = [s for s in dict.fromkeys(table["stream"]) if s not in (*CONTROLS, "fusion")]
     pairs = [(stream, "prototype") for stream in (*alone, "fusion")] + [("fusion", stream) for stream in alone]
     names = dict(enumerate(opened.classes, start=1))
     pairs.append(("fusion", "prototype_both"))
@@ -154,11 +163,8 @@ def examples(exam: Ref, frames: Ref) -> list[Example]:
 
 
 def _example(row: dict, folder: Path, frames: Frames) -> Example:
-    from models.frames import read_png
-
     support = json.loads(row["supports"])[0]
-    wanted = [c.rpartition(":")[0] for c in row if c.endswith(":inter_fg")]
-    masks = {name: read_png(folder / f"masks/{row['id']}.{name}.png") // 255 for name in wanted}
+    wanted = [name for name in stream_names(row) if name not in CONTROLS]
     return Example(
         name=frames.class_name(row["label"]),
         colour=frames.palette[row["label"] - 1],
@@ -166,5 +172,5 @@ def _example(row: dict, folder: Path, frames: Frames) -> Example:
         support_mask=episode_mask(frames.label(support), row["label"]).numpy(),
         query=frames.infrared(row["query"]),
         truth=episode_mask(frames.label(row["query"]), row["label"]).numpy(),
-        predictions={name: mask for name, mask in masks.items() if name not in ("prototype", "prototype_both")},
+        predictions={name: read_png(folder / f"masks/{row['id']}.{name}.png") // 255 for name in wanted},
     )

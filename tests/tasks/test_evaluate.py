@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -164,7 +165,9 @@ def test_the_whole_way_from_the_list_to_the_grades(folders, rows, thermofuse_hom
     store, refs = places.store(), []
     for kind, folder in zip(("frames", "synthetic", "model"), parts, strict=True):
         draft = store.draft(kind, "0" * 16)
-        draft.upload(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file() and path.name not in ("manifest.json", "rows.parquet"):  # those are the store's own
+                draft.write(str(path.relative_to(folder)), path.read_bytes())
         table = frames.rows if kind == "frames" else None
         refs.append(draft.commit(table, frames.info if kind == "frames" else {}, count=1))
     listed = pd.DataFrame(rows).drop(columns=["id", "shown"])
@@ -182,11 +185,12 @@ def test_the_whole_way_from_the_list_to_the_grades(folders, rows, thermofuse_hom
     ref = evaluate.evaluate.fn(refs[2], refs[0], refs[1], episodes, settings, Compute())
     assert [row["id"] for row in asked] == [row["id"] for row in rows]
     labels = [row["label"] for row in rows]
-    assert [row["shown"] for row in asked] == [label not in labels[:n] for n, label in enumerate(labels)]
+    middle = [labels[:n].count(label) == labels.count(label) // 2 for n, label in enumerate(labels)]
+    assert [row["shown"] for row in asked] == middle, "one episode a class, from the middle of its list"
     scores = grade(ref, refs[0], settings)
     assert 0 < scores.value("fusion") < 1
     drawn = examples(ref, refs[0])
-    assert [example.name for example in drawn] == [frames.class_name(c) for c in dict.fromkeys(labels)]
+    assert sorted(example.name for example in drawn) == sorted({frames.class_name(c) for c in labels})
     for example in drawn:
         assert set(example.predictions) == {"infrared", "rgb", "fusion"}
         assert example.truth.any() and example.support_mask.any()
