@@ -233,6 +233,9 @@ def test_prefects_own_log_stays_off_the_terminal(monkeypatch):
             shown.append(record.name)
 
     monkeypatch.setattr(logging.getLogger(), "handlers", [Handler()])
+    for name in ("prefect.flow_runs", "prefect", "tasks.tracking"):  # as in a fresh process, whoever set them up before
+        for attribute, value in (("disabled", False), ("level", logging.NOTSET), ("handlers", []), ("propagate", True)):
+            monkeypatch.setattr(logging.getLogger(name), attribute, value)
     display.quiet_prefect()
     for name in ("prefect.flow_runs", "tasks.tracking"):
         logging.getLogger(name).error("x")
