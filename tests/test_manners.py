@@ -125,7 +125,10 @@ def watch(packages: list[Path], modules: list[str], folder: Path) -> list[str]:
 def test_importing_does_nothing(tmp_path: Path) -> None:
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES]
     modules = [module.removesuffix(".__init__") for module in modules]
-    assert watch([ROOT / package for package in PACKAGES], modules, tmp_path) == []
+    seen = watch([ROOT / package for package in PACKAGES], modules, tmp_path)
+    # @flow makes the form of its parameters as it decorates, and pydantic and Prefect read their settings to do so.
+    flow = f"{ROOT / 'flows' / 'nightly.py'}:"
+    assert [line for line in seen if not (line.startswith(flow) and " reads " in line)] == []
     assert list(tmp_path.iterdir()) == []
 
 
