@@ -33,6 +33,7 @@ from tasks.train_meta import train_meta
 @flow(name="nightly", log_prints=False, validate_parameters=False)
 def nightly(recipe: Recipe | str = "smoke") -> Outcome:
     """Synthesise, refine, train two views, fuse them, and promote only what is better on the same exam."""
+    places.prepare_environment()
     recipe = named(recipe)
     reset_ledger()
     with lease(places.store(), f"nightly-{recipe.name}"):

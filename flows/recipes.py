@@ -7,7 +7,7 @@ The same class is the Prefect form, the command line's `--set` and the parameter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
@@ -151,15 +151,32 @@ RECIPES = {
 }
 
 
-def named(recipe: Recipe | str) -> Recipe:
-    """The recipe itself, or the one of that name. Raises UsageError that lists the names."""
+def named(recipe: Recipe | Mapping | str) -> Recipe:
+    """The recipe itself, the one of that name, or the one that Prefect's form filled in.
+
+    Raises UsageError that lists the names, or says which setting of the form is wrong.
+    """
     if isinstance(recipe, Recipe):
         return recipe
+    if isinstance(recipe, Mapping):
+        return _filled_in(recipe)
     if recipe not in RECIPES:
         close = get_close_matches(recipe, RECIPES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise UsageError(f"There is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}.{hint}")
     return RECIPES[recipe]()
+
+
+def _filled_in(form: Mapping) -> Recipe:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Recipe).validate_python(dict(form))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"The form's {where or 'recipe'} is wrong: {first['msg']}; correct it and run again."
+        raise UsageError(reason) from error
 
 
 def run_key(recipe: Recipe, inputs: Sequence[Ref]) -> str:

@@ -131,7 +131,7 @@ def test_a_worker_runs_the_smoke_deployment(api: httpx.Client, folder: Path, env
     log = folder / "worker.log"
     with running([*PREFECT, "worker", "start", "--pool", "thermofuse", "--limit", "1"], log, environment):
         final = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-        state = wait_for(lambda: (s := api.get(run).json()["state"])["type"] in final and s, 600, log)
+        state = wait_for(lambda: (s := api.get(run).json()["state"])["type"] in final and s, 1500, log)
     assert state["type"] == "COMPLETED", (state, log.read_text()[-5000:])
     stages = api.post("task_runs/filter", json={"flow_runs": {"id": {"any_": [run.split("/")[1]]}}}).json()
     assert {stage["state"]["type"] for stage in stages} == {"COMPLETED"}

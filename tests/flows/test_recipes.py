@@ -54,3 +54,13 @@ def test_the_key_depends_on_settings_and_data_but_not_on_the_machine():
     assert run_key(replace(recipe, compute=Compute(actors=9)), FRAMES) == key
     assert run_key(replace(recipe, meta=replace(recipe.meta, seed=1)), FRAMES) != key
     assert run_key(recipe, [replace(FRAMES[0], digest="2" * 16)]) != key
+
+
+def test_a_form_that_was_filled_in_becomes_its_recipe():
+    from dataclasses import asdict
+
+    recipe = named("msrs-1shot")
+    form = asdict(recipe)
+    assert named(form) == recipe
+    with pytest.raises(UsageError, match=r"The form's meta\.steps is wrong"):
+        named({**form, "meta": {**form["meta"], "steps": "many"}})
