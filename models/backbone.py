@@ -4,7 +4,7 @@ Legend: B images, H x W pixels (multiples of 8), h x w = H/8 x W/8 cells, c chan
 
 Any classifier of timm, plus torchvision's `mobilenet_v2`, serves as encoder. With `dilated`, strides beyond 8
 become dilation, as in PSPNet, BAM (arXiv 2203.07615) and MSANet (arXiv 2206.09667), and all levels share one grid.
-Without it the levels keep their own strides (8, 16, 32): a sixth of the work, and `similarity.to_grid` joins them.
+Without it the levels keep their own strides (8, 16, 32), which is less work, and `similarity.to_grid` joins them.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def evidence(query: list[Tensor], support: list[Tensor], mask: SoftMask, every_l
     In this order: cosine to the foreground and to the background prototype; similarity to the nearest foreground cells
     and to the nearest background block; rectified mean similarity to the foreground. `query` [B, c, h, w] and `support`
     [B, K, c, h, w] come from `to_grid`. "All" concatenates the unit-length levels, so that each counts the same.
-    every_level: False leaves the single levels out, a quarter of the work (E = 5 instead of 5·(levels + 1)).
+    every_level: False leaves the single levels out (E = 5 instead of 5·(levels + 1)).
     """
     grid = query[0].shape[-2:]
     inside, outside = foreground_cells(support, mask.foreground), background_cells(support, mask.background)
