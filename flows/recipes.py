@@ -113,7 +113,7 @@ def msrs(shots: int) -> Recipe:
         translate=LAPTOP,
         base=BaseSettings(width=64, steps=200, batch=4, checkpoint_every=50),
         meta=MetaSettings(
-            expert=ANCHOR, shots=shots, steps=60, batch=6, rate=0.05, validation=20, validate_every=20,
+            expert=ANCHOR, shots=shots, steps=60, batch=6, rate=0.2, validation=20, validate_every=20,
             checkpoint_every=10,
         ),
         compute=Compute(shard_size=16),

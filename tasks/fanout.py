@@ -17,6 +17,8 @@ import json
 import math
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -138,12 +140,17 @@ def ensure_ray(compute: Compute) -> None:
 def _start_ray(options: dict[str, Any], attempts: int = 2) -> None:
     import ray
 
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception as error:  # Ray has no class for it; a node has 30 s to come up, which a busy machine may miss
+        ray.shutdown()
         if attempts == 1:
             raise StageFailed(f"Ray does not start ({error}); look at RAY_ADDRESS and the machine's load.") from error
         _start_ray(options, attempts - 1)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray puts its own in place, which ends the process on the spot
 
 
 def _embedded(compute: Compute) -> dict[str, Any]:
