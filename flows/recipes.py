@@ -17,6 +17,7 @@ from models.errors import UsageError
 from models.generators.settings import TranslateSettings
 from models.pseudolabels import RefineSettings
 from models.segmenters.expert import ExpertSettings
+from models.segmenters.lessons import MetaSettings
 from models.segmenters.msanet import MetaLearnerSettings
 from tasks.evaluate import ExamSettings
 from tasks.fanout import Compute
@@ -24,7 +25,6 @@ from tasks.prepare import DataSettings
 from tasks.promote import Gate
 from tasks.store import Ref, digest_of
 from tasks.train_base import BaseSettings
-from tasks.train_meta import MetaSettings
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 import uuid
@@ -24,6 +25,7 @@ def pytest_configure() -> None:
     """Set the environment before any engine is imported; a developer's own servers must not leak in."""
     for name in LEAKS:
         os.environ.pop(name, None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # one that was started with `&` would ignore it
     os.environ.update(
         THERMOFUSE_HOME=str(SESSION / "home"),
         PREFECT_HOME=str(SESSION / "prefect"),

@@ -20,11 +20,12 @@ from models.generators.settings import TranslateSettings
 from models.generators.thermal import ThermalColour
 from models.metrics import COLUMNS, COUNTS, episode_counts
 from models.segmenters.expert import Expert, ExpertSettings
+from models.segmenters.lessons import Best, MetaSettings
 from models.segmenters.msanet import MetaLearnerSettings
 from tasks import evaluate, places
 from tasks.evaluate import Examiner, ExamSettings, exam_table, examples, grade, sit_again
 from tasks.fanout import Compute
-from tasks.train_meta import Best, MetaJob, MetaSettings, save_model
+from tasks.train_meta import MetaJob, save_model
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, drawn_translations, tiny_encoder
 
 STREAMS = ("prototype", "prototype_both", "infrared", "rgb", "fusion")

@@ -19,10 +19,11 @@ from models.generators.thermal import ThermalColour
 from models.geometry import Canvas
 from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
+from models.segmenters.lessons import Best, MetaSettings
 from models.segmenters.msanet import MetaLearnerSettings
 from models.segmenters.predictor import Predictor, load_experts
 from models.views import FeatureBank, Views
-from tasks.train_meta import Best, MetaJob, MetaSettings, save_model
+from tasks.train_meta import MetaJob, save_model
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, tiny_encoder
 
 
