@@ -1,4 +1,4 @@
-"""The command line: `thermofuse run`, `show`, `list`, `predict`, `promote`, `rollback`.
+"""The command line: `thermofuse run`, `study`, `show`, `list`, `predict`, `promote`, `rollback`.
 
 A command returns a Reply and prints nothing itself. `main` writes the reply to stdout and lets nothing else get there:
 whatever Ray, Prefect and MLflow print, in this process or in theirs, goes to stderr. Engines are imported inside the
@@ -77,6 +77,49 @@ def run(
         display.quiet_prefect()
         outcome = nightly(override(named(recipe), set)).as_dict()
     return Reply(lambda console: display.outcome(console, outcome), outcome if json else None)
+
+
+@app.command
+def study(
+    name: str,
+    recipe: str,
+    /,
+    *,
+    seeds: int = 5,
+    set: Annotated[tuple[str, ...], PLAIN] = (),
+    json: Annotated[bool, PLAIN] = False,
+) -> Reply:
+    """Run a study: ablation, mix, modalities or degradation, each with its controls and intervals.
+
+    What an earlier study or night finished is reused; a study that failed goes on with its next cell.
+
+    Parameters
+    ----------
+    name
+        ablation, mix, modalities or degradation.
+    recipe
+        Whose pictures and settings; one of `thermofuse list`.
+    seeds
+        How many seeds, 1 to 5; degradation uses the recipe's own.
+    set
+        Change one setting of the recipe, such as data.fold=1; may be given many times.
+    json
+        Print one JSON object, and nothing else, on stdout.
+    """
+    from flows import display
+    from flows.overrides import override
+
+    make_home()
+    with display.progress():
+        from flows.recipes import named
+        from flows.studies import SEEDS
+        from flows.studies import study as run_study
+
+        if not 1 <= seeds <= len(SEEDS):
+            raise UsageError(f"There are {len(SEEDS)} seeds; give --seeds a number from 1 to {len(SEEDS)}.")
+        display.quiet_prefect()
+        outcome = run_study(name, override(named(recipe), set), SEEDS[:seeds]).as_dict()
+    return Reply(lambda console: display.study(console, outcome), outcome if json else None)
 
 
 @app.command

@@ -88,6 +88,26 @@ def outcome(console: Console, found: dict[str, Any]) -> None:
             console.print(found["report"][name], style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
+def study(console: Console, found: dict[str, Any]) -> None:
+    """A study (`StudyOutcome.as_dict()`): its rows with intervals and gains, and where the files lie."""
+    console.print(f"[dim]{found['study']}  {found['key']}", highlight=False)
+    table = _table("mIoU, points", "", *(f"over {name}" for name in found["references"]))
+    for row in found["rows"]:
+        gains = [_gain(row, name) for name in found["references"]]
+        table.add_row(row["row"], f"{row['miou']:.1f}  [dim]{row['low']:.1f}–{row['high']:.1f}[/]", *gains)
+    console.print(table)
+    for path in found["report"].values():
+        console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+
+def _gain(row: dict[str, Any], reference: str) -> str:
+    value, low, high = (row[f"over_{reference}{end}"] for end in ("", "_low", "_high"))
+    if value is None or value != value:
+        return "–"
+    style = "bold" if low > 0 else "not bold"
+    return f"[{style}]{value:+.1f}[/] [dim]{low:+.1f}–{high:+.1f}[/]"
+
+
 def recipes() -> dict[str, str]:
     """Name -> first line of its documentation, read from the source: importing the recipes would import torch."""
     origin = importlib.util.find_spec("flows.recipes").origin

@@ -133,7 +133,7 @@ def score_bars(streams: Mapping[str, Mapping[str, Any]]) -> Figure:
     axis.invert_yaxis()
     axis.set_xlabel("mIoU, points", fontsize=9, color=INK)
     axis.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
-    _quiet(axis)
+    quiet(axis)
     return figure
 
 
@@ -191,7 +191,7 @@ def _corner(axis: Axes, text: str, colour: str = "white") -> None:
     )  # fmt: skip
 
 
-def _quiet(axis: Axes) -> None:
+def quiet(axis: Axes) -> None:
     axis.patch.set_alpha(0)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.spines["bottom"].set_color(INK)

@@ -1,0 +1,259 @@
+"""Studies: what each part of the night is worth, measured on the same frozen episodes with its controls.
+
+    thermofuse study ablation msrs-1shot
+
+A study is a table (parquet and Markdown), a chart, and an MLflow run with one child per row. Cells are fanned out on
+Ray and kept one by one: a study that was killed goes on with the next. Model selection stays on base classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from prefect import flow
+
+from flows.recipes import Recipe, named
+from models import charts
+from models.corruptions import CORRUPTIONS
+from models.errors import UsageError
+from models.generators.settings import TranslateSettings
+from models.plots import png
+from models.segmenters.lessons import MetaSettings
+from models.views import Stream
+from tasks import places
+from tasks.compare import Pictures, Variant, cell_table, compare
+from tasks.degrade import degrade
+from tasks.evaluate import evaluate, exam_table
+from tasks.fit_translators import fit_translators
+from tasks.freeze_encoder import freeze_encoder
+from tasks.lease import lease
+from tasks.prepare import chosen_folds, freeze_episodes, open_frames, prepare
+from tasks.refine import refine
+from tasks.stage import ledger, reset_ledger
+from tasks.store import Ref, digest_of
+from tasks.synthesise import synthesise
+from tasks.tabulate import Row, StudyOutcome, tabulate, write_study
+from tasks.tracking import night_run
+from tasks.train_base import BaseSettings, train_base
+from tasks.train_meta import train_meta
+
+SEEDS = (510, 365, 382, 322, 988)
+SEVERITIES = (1, 3, 5)
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
+ALONE, AUGMENTED = Stream("infrared", "infrared"), Stream("infrared", "infrared", "lightness")
+RGB, VISIBLE = Stream("rgb", "rgb", "rgb_lightness"), Stream("visible", "visible")
+COPY = Stream("copy", "infrared", "lightness")
+LIGHTNESS = Stream("lightness", "lightness")
+
+
+@dataclass(frozen=True)
+class Palette:
+    """How pictures and base learner of some variants are made."""
+
+    translate: TranslateSettings
+    base: BaseSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study compares. reference: the row that all are measured against, next to `control`."""
+
+    variants: tuple[Variant, ...]
+    palettes: tuple[Palette, ...]
+    references: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+# ---- plans
+
+
+def ablation(recipe: Recipe, visible: bool) -> Plan:
+    """GenFusion's four methods, and what else might explain a gain: two looks at one picture, luck, the base map."""
+    meta, base = recipe.meta, recipe.base
+    palettes = (
+        Palette(recipe.translate, base),
+        Palette(recipe.translate, replace(base, layers=("infrared",))),
+        Palette(recipe.translate, replace(base, layers=("rgb", "rgb_lightness"))),
+        Palette(replace(recipe.translate, seed=recipe.translate.seed + 1), base),
+    )
+    other = "F1" if meta.expert.fusion == "F2" else "F2"
+    both = replace(meta, streams=(AUGMENTED, RGB))
+    variants = [
+        Variant("baseline", "infrared alone", replace(meta, streams=(ALONE,)), 1),
+        Variant("method1", "infrared with lightness pictures in training", replace(meta, streams=(AUGMENTED,))),
+        Variant("method2", "synthetic RGB alone", replace(meta, streams=(RGB,)), 2),
+        Variant("method3", f"infrared and synthetic RGB, fused by {meta.expert.fusion}", both),
+        Variant("replicated", "method3 whose second stream sees infrared", replace(both, streams=(AUGMENTED, COPY))),
+        Variant("other_seed", "method3 with translators of another seed", both, 3),
+        Variant("no_base", "method3 without the base map", _expert(both, use_base=False)),
+        Variant(other.lower(), f"method3 fused by {other}", _expert(both, fusion=other)),
+    ]
+    if visible:
+        seen = replace(meta, streams=(AUGMENTED, VISIBLE))
+        variants.append(Variant("visible", "method3 with the real visible picture in place of the synthetic", seen))
+    controls = _controls({"prototype": ("baseline", "prototype"), "prototype_both": ("method3", "prototype")})
+    return _plan(variants, palettes, ("prototype", "baseline", "replicated"), controls)
+
+
+def mix(recipe: Recipe, visible: bool) -> Plan:
+    """How often training shows synthetic stand-ins (lightness and its RGB) in place of the real infrared frame."""
+    variants = [
+        Variant(f"share_{share:g}", f"{share:.0%} of the training episodes show the stand-ins",
+                replace(recipe.meta, streams=(AUGMENTED, RGB), stand_in=share))
+        for share in SHARES
+    ]
+    controls = _controls({"prototype": ("share_0", "prototype_infrared")})
+    return _plan(variants, (Palette(recipe.translate, recipe.base),), ("prototype", "share_0"), controls)
+
+
+def modalities(recipe: Recipe, visible: bool) -> Plan:
+    """One to four modalities in one ensemble."""
+    sets = {
+        "infrared": (AUGMENTED,),
+        "infrared_rgb": (AUGMENTED, RGB),
+        "infrared_lightness": (AUGMENTED, LIGHTNESS),
+        "infrared_lightness_rgb": (AUGMENTED, LIGHTNESS, RGB),
+    }
+    if visible:
+        sets |= {
+            "infrared_visible": (AUGMENTED, VISIBLE),
+            "infrared_lightness_rgb_visible": (AUGMENTED, LIGHTNESS, RGB, VISIBLE),
+        }
+    variants = [
+        Variant(name, " + ".join(stream.name for stream in streams), replace(recipe.meta, streams=streams))
+        for name, streams in sets.items()
+    ]
+    controls = _controls({"prototype": ("infrared", "prototype")})
+    return _plan(variants, (Palette(recipe.translate, recipe.base),), ("prototype", "infrared"), controls)
+
+
+def _expert(meta: MetaSettings, **changes) -> MetaSettings:
+    return replace(meta, expert=replace(meta.expert, **changes))
+
+
+def _controls(streams: dict[str, tuple[str, str]]) -> list[Row]:
+    about = {"prototype": "training-free control on infrared",
+             "prototype_both": "training-free control summed over infrared and synthetic RGB"}
+    return [Row(name, about[name], ":".join(stream)) for name, stream in streams.items()]
+
+
+def _plan(variants: Sequence[Variant], palettes: Sequence[Palette], references: Sequence[str], controls) -> Plan:
+    rows = (*controls, *(Row(v.name, v.about, f"{v.name}:all") for v in variants))
+    return Plan(tuple(variants), tuple(palettes), tuple(references), rows)
+
+
+PLANS: dict[str, Callable[[Recipe, bool], Plan]] = {"ablation": ablation, "mix": mix, "modalities": modalities}
+STUDIES = (*PLANS, "degradation")
+
+
+# ---- flows
+
+
+@flow(name="study", log_prints=False, validate_parameters=False)
+def study(name: str, recipe: Recipe | str = "smoke", seeds: Sequence[int] = SEEDS) -> StudyOutcome:
+    """Run one of STUDIES on the pictures of a recipe. Raises UsageError that lists the names."""
+    places.prepare_environment()
+    recipe = named(recipe)
+    if name not in STUDIES:
+        close = get_close_matches(name, STUDIES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"There is no study {name!r}; choose one of {', '.join(STUDIES)}.{hint}")
+    reset_ledger()
+    with lease(places.store(), f"study-{name}-{recipe.name}"):
+        return strain(recipe) if name == "degradation" else trial(name, recipe, tuple(seeds))
+
+
+def trial(name: str, recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
+    """Variants of the learners, each fitted with every seed on the same pictures."""
+    compute = recipe.compute
+    frames = prepare(recipe.data, compute)
+    folds = chosen_folds(frames, recipe.data)
+    episodes = freeze_episodes(frames, replace(recipe.episodes, seeds=seeds), recipe.data)
+    encoder = freeze_encoder(recipe.encoder)
+    plan = PLANS[name](recipe, has_visible(frames))
+    pictures = [paint(palette, frames, encoder, folds, recipe) for palette in plan.palettes]
+    cells = compare(frames, encoder, episodes, pictures, plan.variants, seeds, folds, compute)
+
+    table = cell_table(places.store().rows(cells), [variant.name for variant in plan.variants])
+    opened = open_frames(frames)
+    classes = {fold: opened.novel(fold) for fold in folds}
+    found = tabulate(table, plan.rows, plan.references, classes, recipe.exam.resamples)
+    chart = charts.dots(found.to_dict("records"), plan.references[-1 if name == "mix" else 1])
+    return publish(name, recipe, [cells], found, plan.references, chart)
+
+
+def strain(recipe: Recipe) -> StudyOutcome:
+    """The night's model on test frames that get worse and worse."""
+    compute = recipe.compute
+    frames = prepare(recipe.data, compute)
+    folds = chosen_folds(frames, recipe.data)
+    episodes = freeze_episodes(frames, recipe.episodes, recipe.data)
+    encoder = freeze_encoder(recipe.encoder)
+    translators = fit_translators(frames, recipe.translate, compute)
+    synthetic = synthesise(frames, translators, recipe.translate, compute)
+    labels = refine(frames, synthetic, encoder, recipe.refine, compute)
+    base = train_base(frames, synthetic, labels, encoder, recipe.base, folds, compute)
+    model = train_meta(
+        frames, synthetic, labels, encoder, base, translators, recipe.meta, folds, recipe.translate.generator, compute
+    )
+    test = replace(recipe.translate, splits=("test",))
+    exams = {}
+    for corruption, severity in [(kind, severity) for kind in CORRUPTIONS for severity in (0, *SEVERITIES)]:
+        spoilt = degrade(frames, corruption, severity, compute) if severity else frames
+        pictures = synthesise(spoilt, translators, test, compute) if severity else synthetic
+        exams[corruption, severity] = evaluate(model, spoilt, pictures, episodes, recipe.exam, compute)
+
+    opened = open_frames(frames)
+    classes = {fold: opened.novel(fold) for fold in folds}
+    found, panels = strained(exams, recipe, classes)
+    chart = charts.curves(panels, "severity")
+    return publish("degradation", recipe, list(exams.values()), found, ("clean_fusion",), chart)
+
+
+def strained(exams: dict[tuple[str, int], Ref], recipe: Recipe, classes) -> tuple:
+    """The table of all conditions, and the chart's panels: corruption -> stream -> (severity, mIoU, low, high)."""
+    import pandas as pd
+
+    parts, rows, where = [], [], {}
+    for (corruption, severity), exam in exams.items():
+        condition = f"{corruption}_{severity}" if severity else "clean"
+        part = exam_table(exam).assign(seed=recipe.episodes.seeds[0])
+        streams = list(dict.fromkeys(part["stream"]))
+        where |= {(corruption, severity, stream): f"{condition}_{stream}" for stream in streams}
+        if f"{condition}_{streams[0]}" in {row.name for row in rows}:
+            continue
+        parts.append(part.assign(stream=f"{condition}_" + part["stream"]))
+        about = f"{corruption} at severity {severity}" if severity else "frames as they are"
+        rows += [Row(f"{condition}_{stream}", about, f"{condition}_{stream}") for stream in streams]
+    found = tabulate(pd.concat(parts, ignore_index=True), rows, ("clean_fusion",), classes, recipe.exam.resamples)
+    by_name = found.set_index("row")
+    panels: dict[str, dict[str, list]] = {}
+    for (corruption, severity, stream), name in where.items():
+        point = (severity, *(by_name.loc[name, column] for column in ("miou", "low", "high")))
+        panels.setdefault(corruption, {}).setdefault(stream, []).append(point)
+    return found, panels
+
+
+def has_visible(frames: Ref) -> bool:
+    opened = open_frames(frames)
+    return all(opened.has(id, "visible") for id in (*opened.ids("train"), *opened.ids("test")))
+
+
+def paint(palette: Palette, frames: Ref, encoder: Ref, folds: Sequence[int], recipe: Recipe) -> Pictures:
+    """The stages of a night up to its base learner."""
+    translators = fit_translators(frames, palette.translate, recipe.compute)
+    synthetic = synthesise(frames, translators, palette.translate, recipe.compute)
+    labels = refine(frames, synthetic, encoder, recipe.refine, recipe.compute)
+    base = train_base(frames, synthetic, labels, encoder, palette.base, folds, recipe.compute)
+    return Pictures(synthetic, labels, base)
+
+
+def publish(name: str, recipe: Recipe, inputs: list[Ref], table, references: Sequence[str], chart) -> StudyOutcome:
+    """Write the study down, here and in MLflow."""
+    key = f"{name}-{recipe.name}-{digest_of('study', inputs, replace(recipe, compute=None, about=''))[:10]}"
+    with night_run(f"study {name} {recipe.name}", key, recipe, {"study": name}) as run:
+        report = write_study(name, recipe, key, table, references, png(chart), run)
+    rows = tuple(table.to_dict("records"))
+    return StudyOutcome(name, recipe.name, key, tuple(references), rows, tuple(ledger()), report)

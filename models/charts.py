@@ -1,0 +1,72 @@
+"""Charts of studies: a dot and its interval for each row, or a curve for each stream along a strength.
+
+Values are points of mIoU; intervals are 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from models.errors import UsageError
+from models.plots import INK, STREAM_COLOURS, STREAM_TITLES, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ACCENT = STREAM_COLOURS["fusion"]
+
+
+def dots(rows: Sequence[Mapping[str, Any]], reference: str | None = None) -> Figure:
+    """One line per row {row, miou, low, high}, the first on top; a vertical rule stands at the row `reference`."""
+    if not rows:
+        raise UsageError("There is no row to draw; run the study first.")
+    figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(rows)), layout="constrained")
+    figure.patch.set_alpha(0)
+    axis = figure.add_subplot()
+    for y, row in enumerate(rows):
+        spread = [[row["miou"] - row["low"]], [row["high"] - row["miou"]]]
+        colour = ACCENT if row["row"] == reference else INK
+        axis.errorbar([row["miou"]], [y], xerr=spread, fmt="o", color=colour, markersize=5, elinewidth=1.8)
+        if row["row"] == reference:
+            axis.axvline(row["miou"], color=ACCENT, linewidth=0.8, alpha=0.5, zorder=0)
+    axis.set_yticks(range(len(rows)), [row["row"].replace("_", " ") for row in rows], fontsize=9, color=INK)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel("mIoU, points", fontsize=9, color=INK)
+    quiet(axis)
+    return figure
+
+
+def curves(panels: Mapping[str, Mapping[str, Iterable[tuple[float, float, float, float]]]], label: str) -> Figure:
+    """panels: title -> stream -> points (x, miou, low, high). label: what x is. All panels share their axes."""
+    if not panels:
+        raise UsageError("There is no curve to draw; run the study first.")
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(0.8 + 2.5 * columns, 0.6 + 2.1 * lines), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, streams) in zip(axes.flat, panels.items(), strict=False):
+        _draw_curves(axis, streams)
+        axis.set_title(title.replace("_", " "), fontsize=9, color=INK, loc="left")
+        quiet(axis)
+        axis.grid(axis="y", color=INK, alpha=0.2, linewidth=0.6)
+    figure.supxlabel(label, fontsize=9, color=INK)
+    figure.supylabel("mIoU, points", fontsize=9, color=INK)
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, frameon=False, labelcolor=INK, loc="outside upper right", ncols=4)
+    return figure
+
+
+def _draw_curves(axis: Any, streams: Mapping[str, Iterable[tuple[float, float, float, float]]]) -> None:
+    for stream, points in streams.items():
+        x, value, low, high = zip(*sorted(points), strict=True)
+        colour = STREAM_COLOURS.get(stream, INK)
+        axis.plot(x, value, "o-", color=colour, markersize=3.5, label=STREAM_TITLES.get(stream, stream))
+        axis.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+        axis.set_xticks(x)
+    axis.tick_params(axis="y", colors=INK, labelsize=8)

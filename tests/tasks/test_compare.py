@@ -1,0 +1,142 @@
+"""Cells of a study: what is remembered changes nothing, what is done is kept, and the exam is the night's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.backbone import save_encoder
+from models.episode import EpisodeSettings, exam, to_rows
+from models.metrics import COLUMNS, COUNTS
+from models.segmenters.expert import ExpertSettings
+from models.segmenters.lessons import MetaSettings
+from models.segmenters.msanet import MetaLearnerSettings
+from models.segmenters.pspnet import PSPNet
+from models.views import Stream
+from tasks import compare
+from tasks.compare import Laboratory, Variant, cell_table
+from tests.models.drawn import ENCODER, SIZE, drawn_frames, drawn_refined, drawn_translations
+
+FOLDS, SEEDS = (0, 1), (5, 6)
+META = MetaSettings(
+    size=SIZE, expert=ExpertSettings(base_width=16, learner=MetaLearnerSettings(correction=False)), min_pixels=30,
+    steps=3, batch=2, rate=0.1, validation=2, validate_every=2,
+)
+LEARNT = replace(META, expert=replace(META.expert, learner=MetaLearnerSettings(width=4)))
+ALONE = replace(META, streams=(Stream("infrared", "infrared"),))
+VARIANTS = (Variant("both", "", META), Variant("alone", "", ALONE), Variant("learnt", "", LEARNT))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Frames, encoder, episodes of two seeds, and one set of pictures with its base learners."""
+    places = {name: tmp_path_factory.mktemp(name) for name in ("frames", "encoder", "episodes", "pictures", "labels")}
+    frames = drawn_frames(places["frames"], train=40, test=24)
+    save_encoder(places["encoder"], ENCODER)
+    drawn_translations(places["pictures"], frames)
+    drawn_refined(places["labels"], frames, ("lightness", "rgb", "rgb_lightness"))
+    settings = EpisodeSettings(min_pixels=40, seeds=SEEDS)
+    rows = to_rows(frames, [key for fold in FOLDS for key in exam(frames, fold, settings)])
+    rows.to_parquet(places["episodes"] / "rows.parquet")
+    base = tmp_path_factory.mktemp("base")
+    for fold in FOLDS:
+        torch.manual_seed(fold)
+        head = PSPNet((48, 192, 96), len(frames.base(fold)), 16)
+        save_file(head.state_dict(), base / f"fold{fold}.safetensors")
+    (base / "config.json").write_text(json.dumps({"width": 16}))
+    return [*places.values(), base]
+
+
+@pytest.fixture
+def laboratory(folders):
+    return Laboratory({"variants": VARIANTS, "folds": FOLDS}, folders)
+
+
+class Memory(dict):
+    """A draft that keeps what is written."""
+
+    def exists(self, name):
+        return name in self
+
+    def write(self, name, data):
+        self[name] = data
+
+    def read(self, name):
+        return self[name]
+
+
+def row(variant, seed):
+    return {"id": f"{VARIANTS[variant].name}.{seed}", "variant": variant, "seed": seed}
+
+
+def table(laboratory, *cells):
+    made = laboratory([row(*cell) for cell in cells], Memory())
+    return cell_table(pd.DataFrame(made), [variant.name for variant in VARIANTS])
+
+
+def counts(found, stream):
+    return found[found["stream"] == stream].sort_values(["seed", "episode"])[["seed", "episode", *COUNTS]].to_numpy()
+
+
+def test_a_cell_holds_every_episode_of_its_seed_for_every_stream(laboratory):
+    found = table(laboratory, (0, 5), (1, 6))
+    assert {"seed", *COLUMNS} <= set(found.columns)
+    streams = found.groupby("seed")["stream"].unique()
+    both = {f"both:{name}" for name in ("all", "infrared", "rgb", "prototype", "prototype_infrared", "prototype_rgb")}
+    assert set(streams[5]) == both
+    assert set(streams[6]) == {f"alone:{name}" for name in ("all", "infrared", "prototype", "prototype_infrared")}
+    asked = [key.seed for key in laboratory.episodes]
+    sizes = found.groupby(["seed", "stream"]).size()
+    assert set(sizes[5]) == {asked.count(5)} and set(sizes[6]) == {asked.count(6)}
+
+
+@pytest.mark.parametrize("variant", [0, 2])
+def test_what_is_remembered_changes_nothing(laboratory, folders, monkeypatch, variant):
+    remembered = table(laboratory, (variant, 5))
+    monkeypatch.setattr(compare, "reads_evidence_alone", lambda expert: False)
+    long_way = table(Laboratory({"variants": VARIANTS, "folds": FOLDS}, folders), (variant, 5))
+    difference = (remembered[list(COUNTS)] - long_way[list(COUNTS)]).abs().to_numpy()
+    assert difference.max() <= 3, "a pixel on the edge of the decision may fall either way"
+    assert difference.mean() < 0.05
+
+
+def test_cells_of_one_seed_share_what_was_read(laboratory, monkeypatch):
+    read = []
+    monkeypatch.setattr(compare, "evidence", lambda *given: read.append(1) or evidence(*given))
+    first = table(laboratory, (0, 5))
+    once = len(read)
+    again = table(laboratory, (0, 5), (1, 5))
+    assert len(read) < once + once // 4, "the second variant asks for infrared without stand-ins, little of it new"
+    assert (counts(first, "both:all") == counts(again, "both:all")).all()
+    assert (counts(again, "both:prototype_infrared") == counts(again, "alone:prototype")).all()
+
+
+def test_a_seed_has_its_own_supports_and_its_own_training(laboratory):
+    found = table(laboratory, (0, 5), (0, 6))
+    one, other = (found[(found["seed"] == seed) & (found["stream"] == "both:prototype")] for seed in SEEDS)
+    assert one["query"].tolist() == other["query"].tolist()
+    assert one["inter_fg"].tolist() != other["inter_fg"].tolist()
+
+
+def test_a_cell_that_is_done_is_not_done_again(laboratory, monkeypatch):
+    draft = Memory()
+    first = laboratory([row(1, 5)], draft)
+    assert list(draft) == ["cells/alone.5.json"]
+    monkeypatch.setattr(laboratory, "study", lambda *_: pytest.fail("done before"))
+    assert laboratory([row(1, 5)], draft) == first
+
+
+def test_training_moves_the_learners(folders, laboratory):
+    desk = laboratory._desk(VARIANTS[0], 5)
+    experts = compare.fit_experts(desk, folders[5], FOLDS, replace(META, held_out=0), "cpu")
+    for expert in experts.values():
+        assert all(not torch.equal(one.mix, torch.tensor([1.0, 0.0])) for one in expert.ensemble.learners)
+        assert not any(p.requires_grad for p in expert.base.parameters())
+
+
+evidence = compare.evidence
