@@ -16,9 +16,9 @@ from models.episode import EpisodeSettings
 from models.errors import UsageError
 from models.generators.settings import TranslateSettings
 from models.pseudolabels import RefineSettings
+from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.expert import ExpertSettings
 from models.segmenters.lessons import MetaSettings
-from models.segmenters.msanet import MetaLearnerSettings
 from tasks.evaluate import ExamSettings
 from tasks.fanout import Compute
 from tasks.prepare import DataSettings
@@ -58,10 +58,11 @@ LAPTOP = TranslateSettings(
 )
 """A UNet over blocks of 4 x 4 pixels: keeps every edge and learns the tones."""
 
-ANCHOR = ExpertSettings(learner=MetaLearnerSettings(correction=False))
+ANCHOR = ExpertSettings(anchored=AnchoredSettings(correction=False))
 """Few base classes: two margins and a threshold per stream, and the fusion; nothing that could memorise a class."""
 
-PAPER = ExpertSettings(learner=MetaLearnerSettings(width=256, raw_width=256, rates=(1, 6, 12, 18)))
+PAPER = ExpertSettings(learner="msanet")
+"""Many base classes: MSANet at the paper's widths, fused by F2 (`fusion="F1"` for the paper-like linear form)."""
 
 
 def smoke() -> Recipe:
@@ -94,7 +95,7 @@ def demo() -> Recipe:
         refine=RefineSettings(size=(192, 256)),
         base=BaseSettings(size=(192, 256), width=64, steps=150),
         meta=MetaSettings(
-            size=(192, 256), expert=ExpertSettings(base_width=64, learner=MetaLearnerSettings(width=24)),
+            size=(192, 256), expert=ExpertSettings(base_width=64, anchored=AnchoredSettings(width=24)),
             min_pixels=60, steps=200, rate=5e-3, held_out=2, validation=20,
         ),
         compute=Compute(shard_size=20),

@@ -23,6 +23,10 @@ GENERATORS = {
     "syndiff": "models.generators.syndiff:SynDiff",
     "thermal": "models.generators.thermal:ThermalColour",
 }
+LEARNERS = {
+    "anchored": "models.segmenters.anchored:Anchored",
+    "msanet": "models.segmenters.msanet:MSANet",
+}
 SEGMENTERS = {
     "prototype": "models.segmenters.prototype:Prototype",
     "fusion": "models.segmenters.fusion:FusionEnsemble",

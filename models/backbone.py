@@ -1,64 +1,76 @@
 """Frozen image encoders: one forward gives three levels of features.
 
-Legend: B images, H x W pixels (multiples of 8), h x w = H/8 x W/8 cells, c channels.
+Legend: B images, H x W pixels (both 8n or both 8n + 1), h x w = ⌈H/8⌉ x ⌈W/8⌉ cells, c channels.
 
-Any classifier of timm, plus torchvision's `mobilenet_v2`, serves as encoder. With `dilated`, strides beyond 8
-become dilation, as in PSPNet, BAM (arXiv 2203.07615) and MSANet (arXiv 2206.09667), and all levels share one grid.
-Without it the levels keep their own strides (8, 16, 32), which is less work, and `similarity.to_grid` joins them.
+Which encoders there are, and how strides beyond 8 become dilation, stands in `models/encoders.py`. Without dilation the
+levels keep their own strides (8, 16, 32), which is less work, and `similarity.to_grid` joins them.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
 
+from models.encoders import EncoderSettings, Parts, build_parts
 from models.errors import UsageError
+from models.geometry import is_valid
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SYMMETRIC = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-@dataclass(frozen=True)
-class EncoderSettings:
-    """Which encoder, with which weights.
+class Wants(NamedTuple):
+    """What a learner reads beside the three levels. blocks: the maps of single blocks; masked: the high level of a
+    support whose mid level was masked before it (BAM's prior)."""
 
-    name: `mobilenet_v2` (torchvision) or any timm classifier with feature maps, such as `resnet50s.gluon_in1k`.
-    weights: a state-dict file (.pth or .safetensors), `pretrained` (timm or torchvision fetches them), or `random`.
-    normalise: `imagenet` mean and deviation, or `symmetric` (x / 127.5 - 1).
-    stages: feature levels (low, mid, high), as indices into the encoder's list of stages.
-    dilated: stride 8 for all levels instead of 8, 16, 32. seed: of `random` weights.
+    blocks: bool = False
+    masked: bool = False
+
+
+LEVELS = Wants()
+
+
+class Features(tuple):
+    """The levels (low, mid, high), each [B, c, h', w']: one grid of stride 8, or strides 8, 16, 32.
+
+    A fourth entry, where the encoder was asked for it: `blocks` [B, h·w, Σ c] on the grid of the low level, of each
+    block's cells a unit vector. A fifth, of supports alone: `masked` [B, c, h', w'].
     """
 
-    name: str = "mobilenet_v2"
-    weights: str = "random"
-    normalise: str = "imagenet"
-    stages: tuple[int, int, int] = (1, 2, 3)
-    dilated: bool = True
-    seed: int = 0
+    def __new__(cls, *levels: Tensor) -> Features:
+        return super().__new__(cls, levels)
 
+    def __getnewargs__(self) -> tuple[Tensor, ...]:
+        return tuple(self)
 
-class Features(NamedTuple):
-    """Stage outputs, each [B, c, h', w']: one grid of stride 8, or strides 8, 16, 32."""
-
-    low: Tensor
-    mid: Tensor
-    high: Tensor
+    low = property(itemgetter(0))
+    mid = property(itemgetter(1))
+    high = property(itemgetter(2))
+    blocks = property(itemgetter(3))
+    masked = property(itemgetter(4))
 
 
 class Encoder(nn.Module):
     """Frozen stages behind one normalisation; always in eval mode, never with gradient.
 
-    channels: widths of (low, mid, high).
+    channels: widths of (low, mid, high). blocks: widths of the block maps that `wants` asks for, else ().
+    Raises UsageError when this encoder cannot give what is wanted.
     """
 
-    def __init__(self, stages: nn.Module, channels: tuple[int, int, int], mean, deviation) -> None:
+    def __init__(self, parts: Parts, mean, deviation, precision: str = "auto", wants: Wants = LEVELS) -> None:
         super().__init__()
-        self.stages, self.channels = stages, channels
+        if (wants.blocks and not parts.taps) or (wants.masked and parts.last is None):
+            raise UsageError("This encoder has no block maps; choose a ResNet, vgg16_bn or mobilenet_v2.")
+        self.stages, self.channels, self.precision, self.wants = parts.stages, parts.channels, precision, wants
+        self._parts = (parts,)  # in a tuple: its modules are the stages' own
+        self.blocks = tuple(width for _, width in parts.taps) if wants.blocks else ()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
@@ -69,102 +81,52 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
-        """Encode images [B, 3, H, W] in 0..1. Raises UsageError unless H and W are multiples of 8."""
+        """Encode images [B, 3, H, W] in 0..1. Raises UsageError unless H and W are both 8n or both 8n + 1."""
         height, width = images.shape[-2:]
-        if height % 8 or width % 8:
+        if not is_valid(height, width):
             fit = -(-height // 8) * 8, -(-width // 8) * 8
-            raise UsageError(f"The encoder needs sides that are multiples of 8, got {height}x{width}; use {fit}.")
-        return Features(*self.stages((images - self.mean) / self.deviation))
+            raise UsageError(
+                f"The encoder needs sides that are multiples of 8 (or all one more), got {height}x{width}; use {fit}."
+            )
+        scaled = (images - self.mean) / self.deviation
+        if self.wants.blocks:
+            return self._deep(scaled)
+        return Features(*self.stages(scaled), *([scaled.new_empty(len(images), 0, 0)] if self.wants.masked else []))
+
+    @torch.no_grad()
+    def masked(self, mid: Tensor, mask: Tensor) -> Tensor:
+        """The high level of a masked mid level (BAM, PFENet): mid [B, c, h', w'], mask [B, 1, h', w'] in 0..1."""
+        return self._parts[0].last(mid * mask)
+
+    def _deep(self, scaled: Tensor) -> Features:
+        parts, caught = self._parts[0], []
+        if parts.before:
+            hooks = [m.register_forward_pre_hook(lambda _, x: caught.append(x[0])) for m, _ in parts.taps]
+        else:
+            hooks = [m.register_forward_hook(lambda _, __, x: caught.append(x)) for m, _ in parts.taps]
+        try:
+            levels = self.stages(scaled)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        grid = levels[0].shape[-2:]
+        return Features(*levels, torch.cat([_unit_cells(x, grid) for x in caught], 2))
 
 
-class _Chunks(nn.Module):
-    """A chain cut in pieces; forward returns what leaves each piece."""
-
-    def __init__(self, *pieces: nn.Module) -> None:
-        super().__init__()
-        self.pieces = nn.ModuleList(pieces)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        out = []
-        for piece in self.pieces:
-            x = piece(x)
-            out.append(x)
-        return out
+def _unit_cells(maps: Tensor, grid: torch.Size) -> Tensor:
+    """[B, c, h', w'] -> unit vectors [B, h·w, c] on the grid."""
+    if maps.shape[-2:] != grid:
+        maps = interpolate(maps, grid, mode="bilinear", align_corners=False)
+    return normalize(maps.flatten(2).transpose(1, 2).float(), dim=2).to(maps.dtype)
 
 
-def _dilate(layers: nn.Module, dilation: int) -> None:
-    """Replace strides by dilation in every depthwise 3x3 convolution of `layers`."""
-    for module in layers.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            module.stride, module.dilation, module.padding = (1, 1), (dilation, dilation), (dilation, dilation)
-
-
-def _mobilenet_v2(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int, int]]:
-    from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
-
-    pretrained = MobileNet_V2_Weights.IMAGENET1K_V1 if settings.weights == "pretrained" else None
-    net = mobilenet_v2(weights=pretrained)
-    _load(net, settings.weights)
-    layers = net.features
-    if settings.dilated:
-        _dilate(layers[7:14], 2)
-        _dilate(layers[14:18], 4)
-    return _Chunks(layers[:7], layers[7:14], layers[14:18]), (32, 96, 320)
-
-
-def _timm(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int, int]]:
-    import timm
-
-    if not timm.is_model(settings.name):
-        close = timm.list_models(f"*{settings.name.split('.')[0][:6]}*")[:8]
-        known = ", ".join(["mobilenet_v2", *(close or ["resnet50s", "resnet101s", "vgg16_bn"])])
-        raise UsageError(f"There is no encoder {settings.name!r}; some that exist: {known} (any timm name works).")
-    options = {"features_only": True, "out_indices": settings.stages, "pretrained": settings.weights == "pretrained"}
-    stride = {"output_stride": 8} if settings.dilated else {}
-    try:
-        net = timm.create_model(settings.name, **stride, **options)
-    except (NotImplementedError, TypeError, AssertionError) as error:
-        why = str(error) or "its strides are fixed"
-        raise UsageError(f"{settings.name} cannot be dilated ({why}); set encoder.dilated=false.") from error
-    _load(net, settings.weights)
-    return net, tuple(net.feature_info.channels())
-
-
-def _load(net: nn.Module, weights: str) -> None:
-    if weights in ("random", "pretrained"):
-        return
-    path = Path(weights)
-    if not path.is_file():
-        raise UsageError(f"There is no weights file {weights}; set encoder.weights to a .pth or .safetensors file.")
-    try:
-        missing, _ = net.load_state_dict(_read(path), strict=False)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"{path.name} does not fit the encoder: {str(error).splitlines()[-1].strip()}") from error
-    missing = [name for name in missing if "num_batches_tracked" not in name]
-    if missing:
-        raise UsageError(f"{path.name} does not fit the encoder: it lacks {len(missing)} tensors, first {missing[0]}.")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # the two formats fail in a dozen ways
-        raise UsageError(f"{path.name} cannot be read; set encoder.weights to a .pth or .safetensors file.") from error
-
-
-def build_encoder(settings: EncoderSettings) -> Encoder:
+def build_encoder(settings: EncoderSettings, wants: Wants = LEVELS) -> Encoder:
     """The encoder that `settings` describe, frozen. Random weights come from the current torch seed.
 
     Raises UsageError when the name is unknown or the weights do not fit.
     """
-    build = _mobilenet_v2 if settings.name == "mobilenet_v2" else _timm
-    stages, channels = build(settings)
     scale = SYMMETRIC if settings.normalise == "symmetric" else IMAGENET
-    return Encoder(stages, channels, *scale)
+    return Encoder(build_parts(settings), *scale, settings.precision, wants)
 
 
 def save_encoder(folder: Path, settings: EncoderSettings) -> None:
@@ -179,11 +141,11 @@ def save_encoder(folder: Path, settings: EncoderSettings) -> None:
     (Path(folder) / "config.json").write_text(json.dumps(kept, indent=1))
 
 
-def load_encoder(folder: Path) -> Encoder:
+def load_encoder(folder: Path, wants: Wants = LEVELS) -> Encoder:
     """The encoder that `save_encoder` wrote, on the CPU."""
     from safetensors.torch import load_file
 
     stored = json.loads((Path(folder) / "config.json").read_text())
-    encoder = build_encoder(EncoderSettings(**{**stored, "stages": tuple(stored["stages"])}))
+    encoder = build_encoder(EncoderSettings(**{**stored, "stages": tuple(stored["stages"])}), wants)
     encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"))
     return encoder

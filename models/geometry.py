@@ -48,6 +48,18 @@ def cells(height: int, width: int) -> tuple[int, int]:
     return -(-height // STRIDE), -(-width // STRIDE)
 
 
+def enlarge(scores: Tensor, canvas: tuple[int, int], shrink: int = 1) -> Tensor:
+    """Scores [B, C, ...] of the grid on the canvas [H, W], or on every `shrink`-th of its pixels; bilinear.
+
+    On a canvas of 8n + 1 cell i is pixel 8i exactly, on one of 8n cells are taken for areas of 8 x 8 pixels.
+    """
+    size = tuple(side // shrink for side in canvas)
+    if canvas[1] % STRIDE != 1:
+        return interpolate(scores, size, mode="bilinear", align_corners=False)
+    full = interpolate(scores, tuple(canvas), mode="bilinear", align_corners=True)
+    return full if shrink == 1 else interpolate(full, size, mode="nearest-exact")
+
+
 def as_image(picture: np.ndarray) -> Tensor:
     """uint8 [H, W] (repeated) or [H, W, 3] -> float [3, H, W] in 0..1, as the encoders want it."""
     channels = picture[..., None].repeat(3, -1) if picture.ndim == 2 else picture
@@ -94,7 +106,9 @@ class Canvas:
         return self._placed(_nearest(label, self.content(*label.shape[-2:])), IGNORE)
 
     def restore(self, scores: Tensor, height: int, width: int) -> Tensor:
-        """Scores [B, C, H, W] of the canvas -> [B, C, h, w] of the frame; bilinear."""
+        """Scores [B, C, ...] of the canvas, or of its grid, -> [B, C, h, w] of the frame; bilinear."""
+        if scores.shape[-2:] == cells(*self.size) and self.size[1] % STRIDE == 1:
+            scores = enlarge(scores, self.size)
         if self.mode == "exact":
             return interpolate(scores, (height, width), mode="bilinear", align_corners=False)
         side = max(height, width)

@@ -20,7 +20,7 @@ from torch import Tensor
 from models.backbone import Encoder, Features
 from models.episode import IGNORE, train_label
 from models.frames import Frames, layer_name, read_png
-from models.geometry import Canvas, as_image
+from models.geometry import Canvas, as_image, cells
 from models.pseudolabels import carry_freed
 
 REAL = ("infrared", "visible", "label")
@@ -68,18 +68,23 @@ class Views:
 class FeatureBank:
     """Frozen features of (frame, layer), each encoded once and kept while `budget` bytes last.
 
-    Features leave as float32 batches; they rest as float16 at the strides that the encoder gave.
+    Features leave as float32 batches; they rest as `rest` at the strides that the encoder gave. Block maps, which are
+    many, leave as they rest on a CUDA device.
     """
 
-    def __init__(self, encoder: Encoder, views: Views, canvas: Canvas, budget: int = 4 << 30, batch: int = 8) -> None:
+    def __init__(
+        self, encoder: Encoder, views: Views, canvas: Canvas, budget: int = 4 << 30, batch: int = 8,
+        rest: torch.dtype = torch.float16,
+    ) -> None:
         self.encoder, self.views, self.canvas, self.budget, self.batch = encoder, views, canvas, budget, batch
+        self.rest = rest
         self.device = encoder.mean.device
         self.held: OrderedDict[tuple[str, str], Features] = OrderedDict()
         self.bytes = 0
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.canvas.size[0] // 8, self.canvas.size[1] // 8
+        return cells(*self.canvas.size)
 
     def get(self, keys: Sequence[tuple[str, str]]) -> Features:
         """Levels [B, c, h', w'] of (id, layer) keys; what is missing is encoded in one go."""
@@ -90,31 +95,36 @@ class FeatureBank:
         rows = [fresh.get(key) or self.held[key] for key in keys]
         for key, features in fresh.items():
             self._hold(key, features)
-        return Features(*(torch.stack(level).to(self.device, torch.float32) for level in zip(*rows, strict=True)))
+        levels = enumerate(zip(*rows, strict=True))
+        return Features(*(torch.stack(level).to(self.device, self._leaving(place)) for place, level in levels))
+
+    def _leaving(self, place: int) -> torch.dtype:
+        return self.rest if place > 2 and self.device.type == "cuda" else torch.float32
 
     def _encode(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Features]:
         images = torch.stack([self.canvas.image(as_image(self.views.picture(*key))) for key in keys])
         maps = encode(self.encoder, images.to(self.device))
-        return {key: Features(*(level[i].half() for level in maps)) for i, key in enumerate(keys)}
+        return {key: Features(*(level[i].to(self.rest, copy=True) for level in maps)) for i, key in enumerate(keys)}
 
     def _hold(self, key: tuple[str, str], features: Features) -> None:
-        size = sum(level.numel() * 2 for level in features)
+        size = sum(level.nbytes for level in features)
         if size > self.budget:
             return
         self.held[key] = features
         self.bytes += size
         while self.bytes > self.budget:
             _, old = self.held.popitem(last=False)
-            self.bytes -= sum(level.numel() * 2 for level in old)
+            self.bytes -= sum(level.nbytes for level in old)
 
 
 def encode(encoder: Encoder, images: Tensor) -> Features:
-    """One frozen forward of [B, 3, H, W]: channels last, bfloat16 where the device has it; float32 out."""
+    """One frozen forward of [B, 3, H, W]: channels last, in the encoder's precision; levels leave as float32."""
     images = images.contiguous(memory_format=torch.channels_last)
-    usable = images.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=usable):
+    able = images.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    small = able if encoder.precision == "auto" else encoder.precision == "bfloat16"
+    with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=small):
         maps = encoder(images)
-    return Features(*(level.float() for level in maps))
+    return Features(*(level.float() for level in maps[:3]), *maps[3:])
 
 
 def episode_mask(label: np.ndarray, wanted: int) -> Tensor:

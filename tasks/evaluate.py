@@ -16,11 +16,10 @@ from models.episode import EpisodeKey
 from models.errors import UsageError
 from models.frames import Frames, png_bytes, read_png
 from models.generators.settings import TranslateSettings
-from models.geometry import Canvas
 from models.metrics import COUNTS, Scores, episode_counts, score
 from models.plots import Example
-from models.segmenters.episodes import gather
-from models.segmenters.predictor import load_experts
+from models.segmenters.episodes import BaseMemory, Batch, gather
+from models.segmenters.predictor import load_experts, model_canvas
 from models.views import FeatureBank, Stream, Views, episode_mask
 from tasks import places
 from tasks.fanout import Compute, fan_out
@@ -30,9 +29,10 @@ from tasks.store import Ref
 from tasks.synthesise import synthesise
 
 CODE = (
-    "tasks.evaluate", "models.backbone", "models.views", "models.geometry", "models.metrics",
-    "models.segmenters.episodes", "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.msanet",
-    "models.segmenters.prototype", "models.segmenters.pspnet", "models.segmenters.similarity",
+    "tasks.evaluate", "models.backbone", "models.encoders", "models.views", "models.geometry", "models.metrics",
+    "models.segmenters.episodes", "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.anchored",
+    "models.segmenters.msanet", "models.segmenters.prototype", "models.segmenters.pspnet",
+    "models.segmenters.similarity",
 )
 
 
@@ -80,10 +80,14 @@ class Examiner:
         self.streams = [Stream(**stream) for stream in config["streams"]]
         self.views = Views(Frames.open(frames), synthetic)
         budget = int(settings["cache_gb"] * 2**30)
-        self.bank = FeatureBank(encoder.to(device), self.views, Canvas(tuple(config["size"])), budget, batch=1)
+        self.bank = FeatureBank(encoder.to(device), self.views, model_canvas(config), budget, batch=1)
+        self.memory = BaseMemory()
 
     def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
-        return [self.sit(row, draft) for row in shard]
+        """By query, whose features and base map then serve all its classes and seeds; answers in the order asked."""
+        order = sorted(range(len(shard)), key=lambda n: (shard[n]["fold"], shard[n]["query"], n))
+        answers = {n: self.sit(shard[n], draft) for n in order}
+        return [answers[n] for n in range(len(shard))]
 
     @torch.inference_mode()
     def sit(self, row: dict, draft: Any) -> dict:
@@ -91,7 +95,7 @@ class Examiner:
         batch = gather(self.bank, [key], [stream.layer for stream in self.streams])
         truth = episode_mask(self.views.label(key.query), key.label).numpy()
         result = {name: row[name] for name in ("id", "episode", "fold", "label", "query", "shown")}
-        for stream, logits in self.answers(key.fold, batch).items():
+        for stream, logits in self.answers(key, batch).items():
             scores = self.bank.canvas.restore(logits.float().cpu(), *truth.shape)
             mask = scores[0].argmax(0).numpy().astype(np.uint8)
             result |= {f"{stream}:{name}": count for name, count in episode_counts(mask, truth).items()}
@@ -99,9 +103,11 @@ class Examiner:
                 draft.write(f"masks/{row['id']}.{stream}.png", png_bytes(mask * 255))
         return result | {"supports": json.dumps(row["supports"])}
 
-    def answers(self, fold: int, batch) -> dict[str, torch.Tensor]:
+    def answers(self, key: EpisodeKey, batch: Batch) -> dict[str, torch.Tensor]:
         """Logits [1, 2, h, w] of the controls, of each stream, and fused."""
-        out = self.experts[fold](batch.query, batch.support, batch.masks)
+        expert = self.experts[key.fold]
+        base = self.memory.logits(expert, key.fold, [(key.query, self.streams[0].layer)], batch.query[0])
+        out = expert(batch.query, batch.support, batch.masks, base=base)
         control = {"prototype": out.control[:, 0], "prototype_both": out.control.sum(1)}
         alone = {stream.name: out.streams[:, v] for v, stream in enumerate(self.streams)}
         return {**control, **alone, "fusion": out.final}

@@ -14,6 +14,7 @@ from tasks.stage import stage
 from tasks.store import Ref, digest_of
 
 GIVEN = ("random", "pretrained")
+CODE = ["models.backbone", "models.encoders", "tasks.freeze_encoder"]
 
 
 @stage("freeze_encoder")
@@ -26,7 +27,7 @@ def freeze_encoder(settings: EncoderSettings) -> Ref:
     store = places.store()
     path = settings.weights if settings.weights in GIVEN else str(_found(settings.weights))
     content = path if path in GIVEN else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    digest = digest_of("encoder", [], replace(settings, weights=content), ["models.backbone", "tasks.freeze_encoder"])
+    digest = digest_of("encoder", [], replace(settings, weights=content), CODE)
     if found := store.find("encoder", digest):
         return found
     draft = store.draft("encoder", digest)

@@ -20,7 +20,7 @@ from models.backbone import load_encoder
 from models.episode import IGNORE, POLICIES, draw, kept_for_training
 from models.errors import UsageError
 from models.frames import Frames
-from models.geometry import Canvas
+from models.geometry import Canvas, cells, enlarge
 from models.losses import cross_entropy
 from models.segmenters.pspnet import PSPNet
 from models.views import FeatureBank, Views
@@ -30,8 +30,8 @@ from tasks.store import Ref
 from tasks.train import Checkpoints, fit, seed_step
 
 CODE = (
-    "tasks.train_base", "models.backbone", "models.views", "models.losses", "models.segmenters.pspnet",
-    "models.episode", "models.geometry", "models.pseudolabels",
+    "tasks.train_base", "models.backbone", "models.encoders", "models.views", "models.losses", "models.episode",
+    "models.segmenters.pspnet", "models.geometry", "models.pseudolabels",
 )
 
 
@@ -39,12 +39,14 @@ CODE = (
 class BaseSettings:
     """How the base learners are fitted (BAM §4.1; GenFusion spec §3.2).
 
-    size: the encoder's input [H, W]. layers: pictures to learn from, drawn evenly (GenFusion: infrared and lightness).
-    novel_in_train: "ignore", "background" or "drop". rate: Adam, decayed polynomially (0.9) to zero.
-    flip: mirror half of the feature maps. cache_gb: features kept by a worker.
+    size: the encoder's input [H, W]. letterbox: how frames come onto it, "exact" or "bam". layers: pictures to learn
+    from, drawn evenly (GenFusion: infrared and lightness). novel_in_train: "ignore", "background" or "drop". rate:
+    Adam, decayed polynomially (0.9) to zero. flip: mirror half of the feature maps. cache_gb: features kept by a
+    worker.
     """
 
     size: tuple[int, int] = (360, 480)
+    letterbox: str = "exact"
     layers: tuple[str, ...] = ("infrared", "lightness")
     novel_in_train: str = "ignore"
     width: int = 512
@@ -90,10 +92,10 @@ def base_loop(config: dict) -> None:
     frames = Frames.open(config["folders"][0])
     views = Views(frames, config["folders"][1], config["folders"][2])
     encoder = load_encoder(config["folders"][3]).to(device)
-    bank = FeatureBank(encoder, views, Canvas(settings.size), int(settings.cache_gb * 2**30))
+    bank = FeatureBank(encoder, views, Canvas(settings.size, settings.letterbox), int(settings.cache_gb * 2**30))
     torch.manual_seed(settings.seed)
     heads = nn.ModuleDict({str(f): PSPNet(encoder.channels, len(frames.base(f)), settings.width) for f in job.folds})
-    model = ray.train.torch.prepare_model(_Heads(heads, bank.grid))
+    model = ray.train.torch.prepare_model(_Heads(heads, bank.canvas.size))
     optimiser = torch.optim.Adam(model.parameters(), settings.rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, settings.steps, power=0.9)
     data = _Batches(views, job, frames)
@@ -129,16 +131,13 @@ def save_heads(folder: Path, heads: nn.ModuleDict, frames: Frames, job: BaseJob)
 class _Heads(nn.Module):
     """All folds' heads on one batch of features; logits at half the canvas, where thin objects survive."""
 
-    def __init__(self, heads: nn.ModuleDict, grid: tuple[int, int]) -> None:
+    def __init__(self, heads: nn.ModuleDict, canvas: tuple[int, int]) -> None:
         super().__init__()
-        self.heads, self.grid = heads, grid
+        self.heads, self.canvas = heads, canvas
 
     def forward(self, features) -> dict[str, torch.Tensor]:
-        size = (self.grid[0] * 4, self.grid[1] * 4)
-        return {
-            fold: interpolate(head(features, self.grid), size, mode="bilinear", align_corners=False)
-            for fold, head in self.heads.items()
-        }
+        grid = cells(*self.canvas)
+        return {fold: enlarge(head(features, grid), self.canvas, 2) for fold, head in self.heads.items()}
 
 
 class _Batches:
@@ -172,11 +171,14 @@ class _Batches:
         return [layer for layer in self.job.base.layers if self.views.has(id, layer)]
 
     def _label(self, id: str, layer: str, fold: int) -> torch.Tensor:
-        height, width = (side // 2 for side in self.job.base.size)
+        base = self.job.base
+        height, width = (side // 2 for side in base.size)
         if id not in self.kept[fold]:
             return torch.full((height, width), IGNORE, dtype=torch.uint8)
-        label = self.views.label(id, layer, self.novel[fold], self.job.base.novel_in_train)
+        label = self.views.label(id, layer, self.novel[fold], base.novel_in_train)
         mapped = torch.from_numpy(self.remap[fold][label])
+        if base.letterbox != "exact":  # an exact canvas is the frame itself at another size
+            mapped = Canvas(base.size, base.letterbox).label(mapped)
         return interpolate(mapped[None, None], (height, width), mode="nearest-exact")[0, 0]
 
     def flipped(self, features, labels: dict, step: int):

@@ -1,7 +1,8 @@
 """Fit the meta learners of all streams together with their fusion, episodically, one expert per fold in one loop.
 
 The base learners and the encoder are frozen. Selection looks at episodes of base classes that were held out of this
-training, never at a novel class; step 0, where every stream equals the training-free control, is a candidate too.
+training, never at a novel class (`select_on` says when it does); step 0, where every anchored stream equals the
+training-free control, is a candidate too.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from torch.nn.functional import interpolate
 
 from models.backbone import load_encoder
 from models.frames import Frames
-from models.geometry import Canvas
+from models.geometry import Canvas, enlarge
 from models.losses import cross_entropy, jaccard
-from models.segmenters.episodes import gather
+from models.segmenters.episodes import BaseMemory, gather
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.fusion import EnsembleOut
-from models.segmenters.lessons import Best, Lessons, MetaSettings, ask
+from models.segmenters.lessons import SELECTIONS, Best, Lessons, MetaSettings, ask
 from models.views import FeatureBank, Views
 from tasks.fanout import Compute
 from tasks.stage import stage
@@ -32,10 +33,11 @@ from tasks.store import Ref
 from tasks.train import Checkpoints, fit, seed_step
 
 CODE = (
-    "tasks.train_meta", "models.backbone", "models.views", "models.losses", "models.episode", "models.geometry",
-    "models.metrics", "models.pseudolabels", "models.segmenters.episodes", "models.segmenters.expert",
-    "models.segmenters.fusion", "models.segmenters.lessons", "models.segmenters.msanet",
-    "models.segmenters.prototype", "models.segmenters.pspnet", "models.segmenters.similarity",
+    "tasks.train_meta", "models.backbone", "models.encoders", "models.views", "models.losses", "models.episode",
+    "models.geometry", "models.metrics", "models.pseudolabels", "models.segmenters.episodes",
+    "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.lessons",
+    "models.segmenters.anchored", "models.segmenters.msanet", "models.segmenters.prototype",
+    "models.segmenters.pspnet", "models.segmenters.similarity",
 )
 
 
@@ -69,8 +71,10 @@ def meta_loop(config: dict) -> None:
     settings, folders = job.meta, config["folders"]
     device = ray.train.torch.get_device()
     frames = Frames.open(folders[0])
-    encoder = load_encoder(folders[3]).to(device)
-    bank = FeatureBank(encoder, Views(frames, *folders[1:3]), Canvas(settings.size), int(settings.cache_gb * 2**30))
+    encoder = load_encoder(folders[3], settings.expert.wants).to(device)
+    canvas = Canvas(settings.size, settings.letterbox)
+    bank = FeatureBank(encoder, Views(frames, *folders[1:3]), canvas, int(settings.cache_gb * 2**30))
+    memory = BaseMemory()
     torch.manual_seed(settings.seed)
     experts = nn.ModuleDict({str(f): load_expert(frames, f, encoder, settings, folders[4]) for f in job.folds})
     experts = experts.to(device)
@@ -84,7 +88,7 @@ def meta_loop(config: dict) -> None:
         config, settings.steps, model=experts, optimiser=optimiser, schedule=schedule, best=best
     )
     for step in range(checkpoints.restore(), settings.steps):
-        if settings.held_out and step % settings.validate_every == 0:
+        if settings.selects and step % settings.validate_every == 0:
             checkpoints.log(step, **best.examine(step, experts, lessons, partial(ask, bank)))
         seed_step(settings.seed, step, checkpoints.rank)
         experts.train()
@@ -93,7 +97,8 @@ def meta_loop(config: dict) -> None:
             episodes, layers = lesson.batch(step, checkpoints.rank)
             batch = gather(bank, episodes, layers, lesson.novel, settings.novel_in_train)
             own = experts[fold].own_index([e.label for e in episodes]).to(device)
-            out = model(fold, batch.query, batch.support, batch.masks, own)
+            base = memory.logits(experts[fold], int(fold), [(e.query, layers[0]) for e in episodes], batch.query[0])
+            out = model(fold, batch.query, batch.support, batch.masks, own, base)
             losses.append(ensemble_loss(out, batch.targets, own, settings))
         optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
@@ -104,7 +109,7 @@ def meta_loop(config: dict) -> None:
             checkpoints.log(step, **{f"loss_fold{f}": loss for f, loss in zip(lessons, losses, strict=True)})
         if (step + 1) % settings.checkpoint_every == 0:
             checkpoints.save(step + 1)
-    if settings.held_out:
+    if settings.selects:
         checkpoints.log(settings.steps, **best.examine(settings.steps, experts, lessons, partial(ask, bank)))
         best.load_into(experts)
     checkpoints.finish(lambda folder: save_model(folder, experts, frames, job, folders, best))
@@ -112,17 +117,18 @@ def meta_loop(config: dict) -> None:
 
 def ensemble_loss(out: EnsembleOut, targets: Tensor, group: Tensor, settings: MetaSettings) -> Tensor:
     """Loss of the fused decision and of every stream's own (spec §4.3), at a third of the canvas."""
-    size = tuple(side // 3 for side in targets.shape[-2:])
-    small = interpolate(targets, size, mode="nearest-exact")
+    canvas = tuple(targets.shape[-2:])
+    small = interpolate(targets, tuple(side // 3 for side in canvas), mode="nearest-exact")
     weights = settings.jaccard_weight, settings.entropy_weight
-    total = segmentation_loss(out.final, small[0], group, *weights)
+    total = segmentation_loss(enlarge(out.final, canvas, 3), small[0], group, *weights)
     for v in range(out.streams.shape[1]):
-        total = total + settings.stream_weight * segmentation_loss(out.streams[:, v], small[v], group, *weights)
+        own = segmentation_loss(enlarge(out.streams[:, v], canvas, 3), small[v], group, *weights)
+        total = total + settings.stream_weight * own
     return total
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, group: Tensor, jaccard_weight: float, entropy_weight: float):
-    logits = interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
+    """Logits [B, 2, h, w] against a target [B, h, w] of the same size."""
     return jaccard_weight * jaccard(logits, target, group) + entropy_weight * cross_entropy(logits, target)
 
 
@@ -132,7 +138,8 @@ def load_expert(frames: Frames, fold: int, encoder, settings: MetaSettings, base
 
     stored = json.loads((base / "config.json").read_text())
     given = ExpertSettings(**{**vars(settings.expert), "base_width": stored["width"]})
-    expert = Expert(encoder.channels, frames.base(fold), len(settings.streams), given)
+    streams = len(settings.streams)
+    expert = Expert(encoder.channels, frames.base(fold), streams, given, encoder.blocks, settings.shots)
     expert.base.load_state_dict(load_file(base / f"fold{fold}.safetensors"))
     expert.base.requires_grad_(False)
     return expert
@@ -163,9 +170,12 @@ def save_model(folder: Path, experts: nn.ModuleDict, frames: Frames, job: MetaJo
         "generator": job.generator,
         "classes": list(frames.classes),
         "size": list(job.meta.size),
+        "letterbox": job.meta.letterbox,
+        "shots": job.meta.shots,
         "streams": [asdict(stream) for stream in job.meta.streams],
         "expert": asdict(job.meta.expert) | {"base_width": experts[str(job.folds[0])].base.width},
         "base": {fold: list(expert.base_classes) for fold, expert in experts.items()},
+        "select_on": f"{job.meta.select_on}: {SELECTIONS[job.meta.select_on]}",
         "selected": {fold: {"step": best.step[fold], "held_out": best.score[fold]} for fold in experts},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.backbone import Features
+from models.backbone import Encoder, Features
 from models.episode import EpisodeKey
+from models.segmenters.expert import Expert
+from models.segmenters.similarity import soft_mask
 from models.views import FeatureBank, episode_mask
 
 
@@ -47,6 +49,46 @@ def gather(
     def mask(id: str, label: int, layer: str) -> Tensor:
         return bank.canvas.label(episode_mask(bank.views.label(id, layer, novel, policy), label))
 
-    masks = torch.stack([mask(id, e.label, layers[0]) for e in episodes for id in e.supports])
+    shown = torch.stack([mask(id, e.label, layers[0]) for e in episodes for id in e.supports])
     targets = torch.stack([torch.stack([mask(e.query, e.label, layer) for e in episodes]) for layer in layers])
-    return Batch(query, support, masks.unflatten(0, (len(queries), -1)).to(bank.device), targets.to(bank.device))
+    masks = shown.unflatten(0, (len(queries), -1)).to(bank.device)
+    support = [shown_features(bank.encoder, levels, masks) for levels in support]
+    return Batch(query, support, masks, targets.to(bank.device))
+
+
+@torch.no_grad()
+def shown_features(encoder: Encoder, support: Features, masks: Tensor) -> Features:
+    """The levels [B, K, c, h', w'] of supports and, where the learner wants it, the high one of the masked mid one."""
+    if not encoder.wants.masked:
+        return support
+    grid = tuple(support.mid.shape[-2:])
+    marked = soft_mask(masks, grid).foreground.flatten(0, 1)[:, None]
+    high = encoder.masked(support.mid.flatten(0, 1), marked).float()
+    return Features(*support, high.unflatten(0, masks.shape[:2]))
+
+
+class BaseMemory:
+    """The frozen base learners' logits of query pictures: each computed once, shared by seeds, classes and streams.
+
+    budget: bytes. Logits rest on the encoder's device as float32 [C, h, w].
+    """
+
+    def __init__(self, budget: int = 1 << 30) -> None:
+        self.budget, self.bytes = budget, 0
+        self.held: dict[tuple[int, str, str], Tensor] = {}
+
+    def logits(self, expert: Expert, fold: int, keys: Sequence[tuple[str, str]], query: Features) -> Tensor | None:
+        """[B, C, h, w] of the (id, layer) keys whose features are `query`; None when the expert takes no base map."""
+        if not expert.use_base:
+            return None
+        return torch.stack([self._one(expert, (fold, *key), query, place) for place, key in enumerate(keys)])
+
+    def _one(self, expert: Expert, key: tuple[int, str, str], query: Features, place: int) -> Tensor:
+        """One picture at a time, so that no bit depends on what is held already."""
+        if key in self.held:
+            return self.held[key]
+        levels = Features(*(level[place : place + 1] for level in query[:3]))
+        found = expert.base_logits(levels, tuple(levels.low.shape[-2:]))[0]
+        if self.bytes + found.nbytes <= self.budget:
+            self.held[key], self.bytes = found, self.bytes + found.nbytes
+        return found

@@ -9,14 +9,14 @@ Legend: B episodes, K supports, V modality streams, h x w cells. Logits and prob
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from models.segmenters.msanet import MetaLearner, MetaLearnerSettings
-from models.segmenters.prototype import Prototype
+from models.backbone import Features
 from models.segmenters.similarity import SoftMask
 
 TINY = 1e-6
@@ -25,7 +25,7 @@ FORMS = ("F1", "F2")
 
 class EnsembleOut(NamedTuple):
     """Logits: final [B, 2, h, w], streams [B, V, 2, h, w], and control [B, V, 2, h, w] of the training-free prototype
-    on the same evidence; psi [B, V]."""
+    on the same features; psi [B, V]."""
 
     final: Tensor
     streams: Tensor
@@ -79,26 +79,21 @@ class GatedFusion(nn.Module):
 
 
 class FusionEnsemble(nn.Module):
-    """V meta learners and their fusion; the base map comes from outside, frozen.
+    """V meta learners (of `models.LEARNERS`) and their fusion; the base map comes from outside, frozen.
 
-    channels: widths of the encoder's levels; form: "F1" or "F2".
+    form: "F1" or "F2"; gamma: F2's first weight of the base map.
     """
 
-    def __init__(
-        self, channels: tuple[int, int, int], streams: int, settings: MetaLearnerSettings, form: str = "F2",
-        gamma: float = 0.05,
-    ) -> None:
+    def __init__(self, learners: Sequence[nn.Module], form: str = "F2", gamma: float = 0.05) -> None:
         super().__init__()
-        self.learners = nn.ModuleList(MetaLearner(channels, settings) for _ in range(streams))
-        self.fusion = LinearFusion(streams) if form == "F1" else GatedFusion(streams, gamma)
+        self.learners = nn.ModuleList(learners)
+        self.fusion = LinearFusion(len(learners)) if form == "F1" else GatedFusion(len(learners), gamma)
 
-    def forward(self, query: list[Tensor], support: list[Tensor], mask: SoftMask, base: Tensor) -> EnsembleOut:
-        """query levels [B, V, c, h, w], support levels [B, K, V, c, h, w] from `to_grid`; base map [B, 1, h, w]."""
-        outs = [
-            learner([x[:, v] for x in query], [x[:, :, v] for x in support], mask, base)
-            for v, learner in enumerate(self.learners)
-        ]
-        streams = torch.stack([logits for logits, _, _ in outs], 1)
-        psi = torch.stack([psi for _, psi, _ in outs], 1)
-        control = torch.stack([Prototype.from_evidence(maps) for _, _, maps in outs], 1)
-        return EnsembleOut(self.fusion(streams, psi, base), streams, psi, control)
+    def forward(
+        self, query: Sequence[Features], support: Sequence[Features], mask: SoftMask, base: Tensor
+    ) -> EnsembleOut:
+        """query: V entries of levels [B, c, h', w'], support of [B, K, c, h', w']; base map [B, 1, h, w]."""
+        streams = zip(self.learners, query, support, strict=True)
+        outs = [learner(asked, shown, mask, base) for learner, asked, shown in streams]
+        logits, psi, control = (torch.stack(parts, 1) for parts in zip(*outs, strict=True))
+        return EnsembleOut(self.fusion(logits, psi, base), logits, psi, control)

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import nn
 
 from models import GENERATORS, find
 from models.backbone import Features, load_encoder
 from models.errors import UsageError
 from models.geometry import Canvas, as_image
-from models.segmenters.expert import Expert, ExpertSettings
-from models.segmenters.msanet import MetaLearnerSettings
+from models.segmenters.episodes import shown_features
+from models.segmenters.expert import Expert, stored_settings
 from models.views import Stream, encode, episode_mask
 
 
@@ -31,16 +30,20 @@ def load_experts(folder: Path) -> tuple[dict, nn.Module, dict[int, Expert]]:
 
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
-    encoder = load_encoder(folder / "encoder")
-    stored = config["expert"]
-    learner = MetaLearnerSettings(**{**stored["learner"], "rates": tuple(stored["learner"]["rates"])})
-    settings = ExpertSettings(**{**stored, "learner": learner})
+    settings = stored_settings(config["expert"])
+    encoder = load_encoder(folder / "encoder", settings.wants)
     experts = {}
     for fold, base in config["base"].items():
-        expert = Expert(encoder.channels, base, len(config["streams"]), settings)
+        streams, shots = len(config["streams"]), config.get("shots", 1)
+        expert = Expert(encoder.channels, base, streams, settings, encoder.blocks, shots)
         expert.load_state_dict(load_file(folder / f"fold{fold}.safetensors"))
         experts[int(fold)] = expert.eval()
     return config, encoder, experts
+
+
+def model_canvas(config: dict) -> Canvas:
+    """The canvas that a model was trained on, of its config.json."""
+    return Canvas(tuple(config["size"]), config.get("letterbox", "exact"))
 
 
 class Predictor:
@@ -49,7 +52,7 @@ class Predictor:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.config, self.encoder, self.experts = load_experts(self.folder)
-        self.canvas = Canvas(tuple(self.config["size"]))
+        self.canvas = model_canvas(self.config)
         self.streams = [Stream(**stream) for stream in self.config["streams"]]
         self._translators: dict[str, object] = {}
 
@@ -74,8 +77,9 @@ class Predictor:
         shown = torch.stack([self.canvas.label(episode_mask(np.asarray(mask, np.uint8), 1)) for mask in masks])[None]
         asked = [Features(*(level[:1] for level in levels)) for levels in features]
         support = [Features(*(level[1:][None] for level in levels)) for levels in features]
+        support = [shown_features(self.encoder, levels, shown) for levels in support]
         shares = [expert(asked, support, shown).final.softmax(1) for expert in experts]
-        probability = _upsample(torch.stack(shares).mean(0)[:, 1:], query.shape)[0, 0].numpy()
+        probability = self.canvas.restore(torch.stack(shares).mean(0)[:, 1:], *query.shape)[0, 0].numpy()
         return (probability > 0.5).astype(np.uint8), probability.astype(np.float32)
 
     def _chosen(self, fold: int | None) -> list[Expert]:
@@ -115,7 +119,3 @@ def _check(query: np.ndarray, supports: Sequence[np.ndarray], masks: Sequence[np
             raise UsageError(f"Support {number} and its mask differ in size ({sizes}); give a mask of the same size.")
         if not (np.asarray(mask) == 1).any():
             raise UsageError(f"The mask of support {number} marks nothing; mark the object with 1.")
-
-
-def _upsample(scores: Tensor, size: tuple[int, ...]) -> Tensor:
-    return interpolate(scores, tuple(size[-2:]), mode="bilinear", align_corners=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.segmenters.similarity import SoftMask, evidence
+from models.segmenters.similarity import SoftMask, control_maps
 
 FOREGROUND, BACKGROUND, NEAR_FOREGROUND, NEAR_BACKGROUND, RECTIFIED = -5, -4, -3, -2, -1
 SCALE = 20.0
@@ -20,7 +20,7 @@ class Prototype(nn.Module):
 
     def forward(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
         """query levels [B, c, h, w], support levels [B, K, c, h, w], both from `similarity.to_grid`."""
-        return self.from_evidence(evidence(query, support, mask))
+        return SCALE * control_maps(query, support, mask)[:, [1, 0]]
 
     @staticmethod
     def from_evidence(maps: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from models.backbone import Features
 
@@ -16,7 +16,8 @@ class PSPNet(nn.Module):
     """Pyramid pooling head over the mid and high levels.
 
     channels: widths of the encoder's (low, mid, high); classes: base classes without background.
-    width: hidden channels (512 in the paper). bins: cells per side of each pooled map.
+    width: hidden channels (512 in the paper). bins: cells per side of each pooled map. A map of one cell is normalised
+    over the batch, as in the paper, so training needs batches of two or more.
     """
 
     def __init__(self, channels: tuple[int, int, int], classes: int, width: int = 512, bins=(1, 2, 3, 6)) -> None:
@@ -32,7 +33,8 @@ class PSPNet(nn.Module):
         """Logits [B, C, h, w] on `grid`, background first; the work is done on the mid level's own, coarser grid."""
         own = tuple(features.mid.shape[-2:])
         x = torch.cat([features.mid.float(), _stretch(features.high.float(), own)], 1)
-        pyramid = [_stretch(reduce(_pool(x, bins)), own) for bins, reduce in zip(self.bins, self.reduce, strict=True)]
+        pooled = [reduce(adaptive_avg_pool2d(x, bins)) for bins, reduce in zip(self.bins, self.reduce, strict=True)]
+        pyramid = [_stretch(region, own) for region in pooled]
         return _stretch(self.classify(self.merge(torch.cat([x, *pyramid], 1))), grid)
 
 
@@ -54,12 +56,6 @@ def _convolution(inside: int, outside: int, size: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inside, outside, size, padding=size // 2, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
     )
-
-
-def _pool(x: Tensor, bins: int) -> Tensor:
-    """Mean over bins x bins regions; a 1x1 map per image makes batch statistics of single images meaningless, so the
-    pooled map is normalised over the batch as PSPNet does and needs batches of two or more in training."""
-    return nn.functional.adaptive_avg_pool2d(x, bins)
 
 
 def _stretch(x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -10,6 +10,7 @@ Legend: B episodes, K supports, c channels, N = h·w cells of a query, M support
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,9 +32,13 @@ class SoftMask(NamedTuple):
 
 
 def soft_mask(mask: Tensor, grid: tuple[int, int]) -> SoftMask:
-    """Masks [B, K, H, W] of {0, 1, 255} as area shares on the grid (h, w)."""
+    """Masks [B, K, H, W] of {0, 1, 255} on the grid (h, w): area shares on a canvas of 8n.
+
+    On one of 8n + 1 a cell looks at pixel 8i, which is what BAM's aligned bilinear resizing comes down to.
+    """
     planes = torch.stack([mask == 1, mask == 0], 2).float()
-    shares = interpolate(planes.flatten(0, 1), grid, mode="area").unflatten(0, mask.shape[:2])
+    how = {"mode": "bilinear", "align_corners": True} if mask.shape[-1] % 8 == 1 else {"mode": "area"}
+    shares = interpolate(planes.flatten(0, 1), grid, **how).unflatten(0, mask.shape[:2])
     return SoftMask(shares[:, :, 0], shares[:, :, 1])
 
 
@@ -78,17 +83,17 @@ class Cells(NamedTuple):
 
 
 def foreground_cells(support: list[Tensor], foreground: Tensor, most: int = MOST) -> Cells:
-    """Up to `most` cells that clearly belong to the object, of all shots together; a fixed shape, so nothing syncs.
+    """Up to `most` cells of each shot that clearly belong to the object; a fixed shape, so nothing syncs.
 
     A cell belongs when its share is at least 0.5, or at least 0.9 of the largest share where objects are small. Every
-    shot may give most / K of them, so that the order of shots is of no account; when it has more, the ones kept are
-    spread evenly by a fixed pseudo-random order.
+    shot may give `most` of them, so that neither their order nor a copy is of any account; when it has more, the ones
+    kept are spread evenly by a fixed pseudo-random order.
     """
     share = foreground.flatten(2)
     highest = share.amax((1, 2), keepdim=True)
     inside = (share >= (0.9 * highest).clamp(max=0.5)) & (highest > 0)
     order = torch.rand(share.shape[2], generator=torch.Generator().manual_seed(0)).to(share)
-    count = min(max(most // share.shape[1], 1), share.shape[2])
+    count = min(most, share.shape[2])
     best = torch.where(inside, 1 + order, order).topk(count, dim=2).indices
     levels = [torch.gather(x.flatten(3), 3, best[:, :, None].expand(-1, -1, x.shape[2], -1)) for x in support]
     return Cells([_cells(level) for level in levels], inside.gather(2, best).flatten(1))
@@ -144,8 +149,14 @@ def evidence(query: list[Tensor], support: list[Tensor], mask: SoftMask, every_l
     maps = []
     for asked, shown, compared in views:
         similarity = torch.bmm(asked.flatten(2).transpose(1, 2), compared)
-        maps += [*_prototypes(asked, shown, mask), *_dense(similarity, inside.there, outside.there)]
+        maps += [*_prototypes(asked, shown, mask), *_dense(similarity, inside.there, outside.there, shown.shape[1])]
     return torch.stack(maps, 1).unflatten(2, grid)
+
+
+def control_maps(query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
+    """[B, 2, h, w]: cosine to the foreground and to the background prototype over all levels, as in `evidence`."""
+    asked, shown = torch.cat(query, 1) * len(query) ** -0.5, torch.cat(support, 2)
+    return torch.stack(_prototypes(asked, shown, mask), 1).unflatten(2, query[0].shape[-2:])
 
 
 def _prototypes(query: Tensor, support: Tensor, mask: SoftMask) -> list[Tensor]:
@@ -154,6 +165,66 @@ def _prototypes(query: Tensor, support: Tensor, mask: SoftMask) -> list[Tensor]:
     ]
 
 
-def _dense(similarity: Tensor, inside: Tensor, outside: Tensor) -> list[Tensor]:
+def _dense(similarity: Tensor, inside: Tensor, outside: Tensor, shots: int) -> list[Tensor]:
+    """The nearest NEAREST cells per shot, so that copies of one support say what one says."""
     front, back = similarity[..., : inside.shape[1]], similarity[..., inside.shape[1] :]
-    return [nearest(front, inside, NEAREST), nearest(back, outside, 1), rectified_mean(front, inside)]
+    return [nearest(front, inside, NEAREST * shots), nearest(back, outside, 1), rectified_mean(front, inside)]
+
+
+# ---- dense similarity to every cell of the object, for MSANet
+
+
+class Places(NamedTuple):
+    """Which support cells to compare with. index [B, K, M] into the N cells; there: bool [B, K, M], the cell is marked
+    at all; weight [B, K, M]: 1 / how many, where a cell is marked as much as marked cells are on average, else 0."""
+
+    index: Tensor
+    there: Tensor
+    weight: Tensor
+
+
+def object_places(foreground: Tensor) -> Places:
+    """All cells with a share of the object [B, K, h, w]; M is the largest count of the batch.
+
+    Cells outside the object can be left out: masked features there are 0, which no maximum of rectified features and
+    no masked mean sees. The mean over positive shares as a threshold is MSANet's.
+    """
+    share = foreground.flatten(2)
+    inside = share > 0
+    count = inside.sum(2, keepdim=True)
+    most = max(int(count.max()), 1)
+    index = inside.to(torch.uint8).argsort(dim=2, descending=True, stable=True)[..., :most]
+    core = inside & (share >= share.sum(2, keepdim=True) / count.clamp(min=1) - 1e-6)
+    weight = core / core.sum(2, keepdim=True).clamp(min=1)
+    return Places(index, inside.gather(2, index), weight.gather(2, index))
+
+
+def _taken(cells: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` [B, K, M] of cells [B, K, N, c]: [B, K·M, c]."""
+    episode, shot = (torch.arange(n, device=index.device) for n in index.shape[:2])
+    return cells[episode[:, None, None], shot[:, None], index].flatten(1, 2)
+
+
+def prior_maps(query: Tensor, support: Tensor, places: Places) -> Tensor:
+    """[B, K, h, w] in 0..1: each query cell's largest cosine to the object, min-max scaled per shot (PFENet; BAM §3.2).
+
+    query [B, c, h, w], support [B, K, c, h, w]: high-level features. Without an object 0.
+    """
+    asked = normalize(query.flatten(2).transpose(1, 2), dim=2)
+    shown = normalize(_taken(support.flatten(3).transpose(2, 3), places.index), dim=2)
+    similarity = torch.bmm(asked, shown.transpose(1, 2)).float().unflatten(2, places.there.shape[1:])
+    best = similarity.masked_fill(~places.there[:, None], 0.0).amax(3).clamp(min=0).transpose(1, 2)
+    low, high = best.amin(2, keepdim=True), best.amax(2, keepdim=True)
+    return ((best - low) / (high - low + 1e-7)).unflatten(2, query.shape[-2:])
+
+
+def multi_similarity(query: Tensor, support: Tensor, widths: Sequence[int], places: Places) -> Tensor:
+    """[B, blocks, N]: for each block the mean over the object of ReLU(cosine), averaged over shots (MSANet §3.2).
+
+    query [B, N, Σ c] and support [B, K, N, Σ c]: unit vectors of each block side by side; widths: their channels.
+    """
+    shown = _taken(support, places.index)
+    weight = (places.weight / places.weight.shape[1]).flatten(1)[..., None]
+    pairs = zip(query.split(list(widths), 2), shown.split(list(widths), 2), strict=True)
+    maps = [torch.bmm(torch.bmm(a, s.transpose(1, 2)).relu_().float(), weight)[..., 0] for a, s in pairs]
+    return torch.stack(maps, 1)

@@ -19,9 +19,9 @@ from models.frames import read_png
 from models.generators.settings import TranslateSettings
 from models.generators.thermal import ThermalColour
 from models.metrics import COLUMNS, COUNTS, episode_counts
+from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.lessons import Best, MetaSettings
-from models.segmenters.msanet import MetaLearnerSettings
 from tasks import evaluate, places
 from tasks.evaluate import Examiner, ExamSettings, exam_table, examples, grade, sit_again
 from tasks.fanout import Compute
@@ -106,13 +106,13 @@ def folders(tmp_path_factory):
     drawn_translations(made["synthetic"], frames)
     save_encoder(made["encoder"], ENCODER)
     ThermalColour.fit("rgb", [], []).save(made["translators"] / "rgb")
-    settings = ExpertSettings(base_width=16, learner=MetaLearnerSettings(width=8))
+    settings = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=8))
     torch.manual_seed(0)
     expert = Expert(tiny_encoder().channels, frames.base(0), 2, settings)
     for learner in expert.ensemble.learners:
         nn.init.normal_(learner.correct.out.weight)
     parts = [made[name] for name in ("frames", "synthetic", "synthetic", "encoder", "synthetic", "translators")]
-    job = MetaJob(MetaSettings(size=SIZE, expert=ExpertSettings(learner=settings.learner)), (0,), "thermal")
+    job = MetaJob(MetaSettings(size=SIZE, expert=ExpertSettings(anchored=settings.anchored)), (0,), "thermal")
     experts = nn.ModuleDict({"0": expert})
     save_model(made["model"], experts, frames, job, parts, Best(experts))
     return frames, [made[name] for name in ("frames", "synthetic", "model")]

@@ -169,7 +169,7 @@ def test_each_fold_has_its_own_head_at_half_the_canvas(frames, tmp_path):
 
     job = BaseJob(SETTINGS, (0, 3))
     heads = torch.nn.ModuleDict({str(f): PSPNet((4, 6, 8), len(frames.base(f)), 16) for f in job.folds})
-    logits = _Heads(heads.eval(), (8, 12))(Features(*(torch.rand(2, c, 8, 12) for c in (4, 6, 8))))
+    logits = _Heads(heads.eval(), SIZE)(Features(*(torch.rand(2, c, 8, 12) for c in (4, 6, 8))))
     assert {fold: tuple(x.shape) for fold, x in logits.items()} == {"0": (2, 10, 32, 48), "3": (2, 10, 32, 48)}
     save_heads(tmp_path, heads, frames, job)
     for fold, head in heads.items():

@@ -12,18 +12,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.geometry import Canvas
+from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.episodes import gather
 from models.segmenters.expert import ExpertSettings
 from models.segmenters.fusion import EnsembleOut
 from models.segmenters.lessons import Lessons, MetaSettings
-from models.segmenters.msanet import MetaLearnerSettings
 from models.segmenters.pspnet import PSPNet
 from models.views import FeatureBank, Views
 from tasks.train_meta import ensemble_loss, load_expert, segmentation_loss
 from tests.models.drawn import SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
 
 FOLDS, STEPS = (0, 1, 2, 3), range(10)
-EXPERT = ExpertSettings(base_width=16, learner=MetaLearnerSettings(width=4))
+EXPERT = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=4))
 SETTINGS = MetaSettings(size=SIZE, expert=EXPERT, min_pixels=40, batch=4, held_out=2, validation=3)
 ALL_LAYERS = ("infrared", "lightness", "rgb", "rgb_lightness")
 

@@ -9,12 +9,12 @@ import torch
 
 from models.backbone import Features
 from models.errors import UsageError
+from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.expert import Expert, ExpertSettings
-from models.segmenters.msanet import MetaLearnerSettings
 from models.segmenters.pspnet import base_map
 
 CHANNELS, GRID, BASE = (4, 6, 8), (8, 12), (3, 5, 7)
-SETTINGS = ExpertSettings(base_width=16, learner=MetaLearnerSettings(width=4))
+SETTINGS = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=4))
 
 
 def make(settings=SETTINGS, streams=2):
@@ -65,6 +65,7 @@ def test_the_base_map_is_that_of_the_first_stream_and_leaves_out_the_own_class(e
         assert torch.equal(model.base_share(query[0], GRID, given), share)
         out = model(query, support, masks, given)
         assert torch.equal(out.final, model.ensemble.fusion(out.streams, out.psi, share))
+        assert torch.equal(out.final, model(query, support, masks, given, logits).final), "known logits are asked again"
     assert not torch.equal(model(query, support, masks).final[0], model(query, support, masks, own).final[0])
 
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from models.backbone import Features
+from models.segmenters.anchored import Anchored, AnchoredSettings
 from models.segmenters.fusion import TINY, FusionEnsemble, GatedFusion, LinearFusion
-from models.segmenters.msanet import MetaLearnerSettings
-from models.segmenters.prototype import Prototype
-from models.segmenters.similarity import SoftMask, normalize
+from models.segmenters.similarity import SoftMask
 
 GRID = (3, 4)
 FUSIONS = [LinearFusion, GatedFusion]
@@ -154,21 +154,22 @@ def test_certainty_and_empty_base_maps_give_no_nan(fusion):
 @pytest.mark.parametrize("form", ["F1", "F2"])
 def test_each_learner_sees_its_own_stream(form):
     generator = torch.Generator().manual_seed(0)
-    query = [normalize(torch.randn(2, 2, c, *GRID, generator=generator), dim=2) for c in (4, 6, 8)]
-    support = [normalize(torch.randn(2, 3, 2, c, *GRID, generator=generator), dim=3) for c in (4, 6, 8)]
+    query, support = (
+        [Features(*(torch.randn(*lead, c, *GRID, generator=generator) for c in (4, 6, 8))) for _ in range(2)]
+        for lead in ((2,), (2, 3))
+    )
     foreground = torch.zeros(2, 3, *GRID)
     foreground[..., 1:3, :2] = 1
     episode = SoftMask(foreground, 1 - foreground), torch.rand(2, 1, *GRID, generator=generator)
     torch.manual_seed(0)
-    model = FusionEnsemble((4, 6, 8), 2, MetaLearnerSettings(width=4), form).eval()
+    model = FusionEnsemble([Anchored((4, 6, 8), AnchoredSettings(width=4)) for _ in range(2)], form).eval()
     out = model(query, support, *episode)
     assert out.final.shape == (2, 2, *GRID) and out.streams.shape == (2, 2, 2, *GRID) and out.psi.shape == (2, 2)
     assert torch.equal(out.final, model.fusion(out.streams, out.psi, episode[1]))
     for v, learner in enumerate(model.learners):
-        own = [x[:, v] for x in query], [x[:, :, v] for x in support]
-        logits, psi, _ = learner(*own, *episode)
+        logits, psi, control = learner(query[v], support[v], *episode)
         assert torch.equal(out.streams[:, v], logits) and torch.equal(out.psi[:, v], psi)
-        assert torch.equal(out.control[:, v], Prototype()(*own, episode[0]))
+        assert torch.equal(out.control[:, v], control)
     out.final.sum().backward()
     assert all(learner.mix.grad.abs().sum() > 0 for learner in model.learners)
     assert isinstance(model.fusion, {"F1": LinearFusion, "F2": GatedFusion}[form])

@@ -16,17 +16,17 @@ from models.errors import UsageError
 from models.frames import layer_name
 from models.geometry import Canvas
 from models.segmenters import lessons as lessons_module
+from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.lessons import Best, Lessons, MetaSettings, ask, held_out_score
-from models.segmenters.msanet import MetaLearnerSettings
 from models.segmenters.prototype import Prototype
 from models.segmenters.similarity import soft_mask, to_grid
 from models.views import STREAMS, FeatureBank, Stream, Views
 from tests.models.drawn import SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
 
 FOLDS, STEPS = (0, 1, 2, 3), range(10)
-EXPERT = ExpertSettings(base_width=16, learner=MetaLearnerSettings(width=4))
+EXPERT = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=4))
 SETTINGS = MetaSettings(size=SIZE, expert=EXPERT, min_pixels=40, batch=4, held_out=2, validation=3)
 ALL_LAYERS = ("infrared", "lightness", "rgb", "rgb_lightness")
 
@@ -209,7 +209,7 @@ def test_without_an_episode_nothing_is_selected(bank, scores):
 def test_the_held_out_score_is_miou_over_the_classes(bank):
     """A fresh expert of one stream decides as the control does, so its score is the control's, counted by hand."""
     lesson = lessons(bank, streams=STREAMS[:1], validation=6)
-    settings = replace(EXPERT, use_base=False, learner=replace(EXPERT.learner, correction=False))
+    settings = replace(EXPERT, use_base=False, anchored=replace(EXPERT.anchored, correction=False))
     expert = Expert((48, 192, 96), bank.views.frames.base(0), 1, settings)
     sums = {label: np.zeros(2) for label in lesson.held_out}
     for e in lesson.validation():

@@ -17,10 +17,10 @@ from models.errors import UsageError
 from models.frames import layer_name, png_bytes
 from models.generators.thermal import ThermalColour
 from models.geometry import Canvas
+from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.lessons import Best, MetaSettings
-from models.segmenters.msanet import MetaLearnerSettings
 from models.segmenters.predictor import Predictor, load_experts
 from models.views import FeatureBank, Views
 from tasks.train_meta import MetaJob, save_model
@@ -52,14 +52,14 @@ def folder(tmp_path_factory, frames) -> Path:
     folders = [tmp_path_factory.mktemp(name) for name in ("frames", "a", "b", "encoder", "base", "translators")]
     save_encoder(folders[3], ENCODER)
     ThermalColour.fit("rgb", [], []).save(folders[5] / "rgb")
-    settings = ExpertSettings(base_width=16, learner=MetaLearnerSettings(width=8))
+    settings = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=8))
     experts, channels = nn.ModuleDict(), tiny_encoder().channels
     for fold in (0, 2):
         torch.manual_seed(fold)
         experts[str(fold)] = Expert(channels, frames.base(fold), 2, settings)
         for learner in experts[str(fold)].ensemble.learners:
             nn.init.normal_(learner.correct.out.weight)
-    job = MetaJob(MetaSettings(size=SIZE, expert=ExpertSettings(learner=settings.learner)), (0, 2), "thermal")
+    job = MetaJob(MetaSettings(size=SIZE, expert=ExpertSettings(anchored=settings.anchored)), (0, 2), "thermal")
     folder = tmp_path_factory.mktemp("model")
     save_model(folder, experts, frames, job, folders, Best(experts))
     return folder

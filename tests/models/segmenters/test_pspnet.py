@@ -39,11 +39,11 @@ def test_in_evaluation_a_picture_does_not_depend_on_its_neighbours(head):
 def test_what_is_far_away_reaches_a_cell_through_the_pyramid(head):
     """Pooled over 1 x 1 and 2 x 2 regions, a corner hears of the opposite one, which a 3 x 3 kernel cannot."""
     levels = features(2, ((8, 12),) * 3)
-    moved = levels._replace(high=levels.high.clone())
+    moved = Features(levels.low, levels.mid, levels.high.clone())
     moved.high[:, :, -1, -1] += 50
     head.eval()
     assert (head(moved, (8, 12)) - head(levels, (8, 12)))[:, :, 0, 0].abs().max() > 1e-3
-    low = levels._replace(low=levels.low + 1)
+    low = Features(levels.low + 1, *levels[1:])
     assert torch.equal(head(low, (8, 12)), head(levels, (8, 12))), "the low level has no say"
 
 
