@@ -76,8 +76,8 @@ def smoke() -> Recipe:
         refine=RefineSettings(size=(64, 96), min_area=16, frames=24, mean_frames=8),
         base=BaseSettings(size=(64, 96), width=32, steps=20, batch=4, checkpoint_every=10),
         meta=MetaSettings(
-            size=(64, 96), expert=ANCHOR, min_pixels=40, steps=20, batch=4, rate=0.02, validation=8, validate_every=10,
-            checkpoint_every=5,
+            size=(64, 96), expert=ANCHOR, min_pixels=40, steps=20, batch=4, rate=0.02, pool=20, held_out=3, rotate=True,
+            validation=8, validate_every=10, checkpoint_every=5,
         ),
         exam=ExamSettings(resamples=500),
         compute=Compute(shard_size=8),
@@ -114,8 +114,8 @@ def msrs(shots: int) -> Recipe:
         translate=LAPTOP,
         base=BaseSettings(width=64, steps=200, batch=4, checkpoint_every=50),
         meta=MetaSettings(
-            expert=ANCHOR, shots=shots, steps=60, batch=6, rate=0.2, validation=20, validate_every=20,
-            checkpoint_every=10,
+            expert=ANCHOR, shots=shots, steps=60, batch=6, rate=0.2, pool=40, rotate=True, validation=20,
+            validate_every=20, checkpoint_every=10,
         ),
         compute=Compute(shard_size=16),
     )

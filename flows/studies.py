@@ -87,6 +87,8 @@ def ablation(recipe: Recipe, visible: bool) -> Plan:
         Variant("method3", f"infrared and synthetic RGB, fused by {meta.expert.fusion}", both),
         Variant("replicated", "method3 whose second stream sees infrared", replace(both, streams=(AUGMENTED, COPY))),
         Variant("other_seed", "method3 with translators of another seed", both, 3),
+        Variant("self_supervised", "method3, every second batch asking for pseudo-classes",
+                replace(both, pseudo_share=0.5)),
         Variant("no_base", "method3 without the base map", _expert(both, use_base=False)),
         Variant(other.lower(), f"method3 fused by {other}", _expert(both, fusion=other)),
     ]

@@ -184,14 +184,21 @@ def episode(
     Consecutive numbers go through all regions, in an order that (seed, id) decides, before one comes again. Raises
     UsageError for a frame without regions.
     """
+    region, matrix, offset = plan(regions, seed, id, number, settings)
+    mask = regions.mask(region)
+    query = _toned(_moved(picture, matrix, offset), _generator(seed, id, number, "tones"), settings)
+    return PseudoEpisode(picture, mask, query, move_label(mask, matrix, offset), region)
+
+
+def plan(
+    regions: Regions, seed: int, id: str, number: int, settings: PseudoSettings
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Which region episode `number` asks for, and (matrix [2,2], offset [2]) of the query's movement."""
     if not len(regions):
         raise UsageError(f"Frame {id} has no region to ask for; pass it over, or lower min_area or compactness.")
     order = _generator(seed, id, "order").permutation(len(regions)) + 1
     region = int(order[number % len(regions)])
-    mask = regions.mask(region)
-    matrix, offset = _movement(mask, _generator(seed, id, number, "movement"), settings)
-    query = _toned(_moved(picture, matrix, offset), _generator(seed, id, number, "tones"), settings)
-    return PseudoEpisode(picture, mask, query, _moved_mask(mask, matrix, offset), region)
+    return region, *_movement(regions.mask(region), _generator(seed, id, number, "movement"), settings)
 
 
 def _generator(*key: object) -> np.random.Generator:
@@ -236,7 +243,8 @@ def _moved(picture: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.nd
     return np.stack(moved, -1).reshape(picture.shape)
 
 
-def _moved_mask(mask: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
+def move_label(mask: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """A mask or label map uint8 [H,W] moved as the query is; 255 where the movement brought in unseen pixels."""
     return ndimage.affine_transform(mask, matrix, offset, order=0, mode="constant", cval=IGNORE)
 
 

@@ -21,9 +21,13 @@ from models.backbone import Encoder, Features
 from models.episode import IGNORE, train_label
 from models.frames import Frames, layer_name, read_png
 from models.geometry import Canvas, as_image, cells
+from models.pseudoclasses import PseudoSettings, Regions, find_regions, move_label, plan
+from models.pseudoclasses import episode as pseudo_episode
 from models.pseudolabels import carry_freed
 
 REAL = ("infrared", "visible", "label")
+PSEUDO = 254
+"""The label of the region that a pseudo-episode asks for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,52 @@ class Views:
             return seen
         path = self.refined / layer_name(id, f"{layer}.label")
         return carry_freed(seen, label, read_png(path), novel) if path.is_file() else seen
+
+
+class PseudoViews(Views):
+    """Views that also show pseudo-episodes: `show(id, number)` names their support and query, which are pictures like
+    any other; on them the asked region is PSEUDO, and what training must not see of the frame is hidden as ever.
+    """
+
+    def __init__(
+        self, frames: Frames, synthetic: Path | None = None, refined: Path | None = None,
+        settings: PseudoSettings | None = None, seed: int = 0,
+    ) -> None:
+        super().__init__(frames, synthetic, refined)
+        self.settings, self.seed = settings or PseudoSettings(), seed
+        self.regions: dict[str, Regions] = {}
+
+    def show(self, id: str, number: int) -> tuple[str, str]:
+        """The names of support and query of pseudo-episode `number` of frame `id`."""
+        return f"{id}~{number}~support", f"{id}~{number}~query"
+
+    def asks(self, id: str) -> bool:
+        """Whether the frame has a region to ask for."""
+        return len(self._regions(id)) > 0
+
+    def picture(self, id: str, layer: str) -> np.ndarray:
+        frame, *episode = id.split("~")
+        shown = super().picture(frame, layer)
+        if not episode or episode[1] == "support":
+            return shown
+        key = (self._regions(frame), self.seed, frame, int(episode[0]), self.settings)
+        return pseudo_episode(shown, *key).query
+
+    def label(self, id: str, layer: str = "infrared", novel: Sequence[int] = (), policy: str = "ignore") -> np.ndarray:
+        frame, *episode = id.split("~")
+        if not episode:
+            return super().label(id, layer, novel, policy)
+        regions = self._regions(frame)
+        region, *movement = plan(regions, self.seed, frame, int(episode[0]), self.settings)
+        marked = regions.mask(region) * np.uint8(PSEUDO)
+        if self.frames.has(frame, "label") and policy != "background":
+            marked[np.isin(self.frames.label(frame), [*novel, IGNORE])] = IGNORE
+        return marked if episode[1] == "support" else move_label(marked, *movement)
+
+    def _regions(self, id: str) -> Regions:
+        if id not in self.regions:
+            self.regions[id] = find_regions(self.frames.infrared(id), self.settings)
+        return self.regions[id]
 
 
 class FeatureBank:

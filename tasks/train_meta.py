@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +21,11 @@ from models.backbone import load_encoder
 from models.frames import Frames
 from models.geometry import Canvas, enlarge
 from models.losses import cross_entropy, jaccard
-from models.segmenters.episodes import BaseMemory, gather
+from models.segmenters.desk import Desk, Evidence, Question, answer
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.fusion import EnsembleOut
-from models.segmenters.lessons import SELECTIONS, Best, Lessons, MetaSettings, ask
-from models.views import FeatureBank, Views
+from models.segmenters.lessons import SELECTIONS, Best, Lessons, MetaSettings, courses
+from models.views import FeatureBank, PseudoViews
 from tasks.fanout import Compute
 from tasks.stage import stage
 from tasks.store import Ref
@@ -35,9 +34,9 @@ from tasks.train import Checkpoints, fit, seed_step
 CODE = (
     "tasks.train_meta", "models.backbone", "models.encoders", "models.views", "models.losses", "models.episode",
     "models.geometry", "models.metrics", "models.pseudolabels", "models.segmenters.episodes",
-    "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.lessons",
+    "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.desk", "models.segmenters.lessons",
     "models.segmenters.anchored", "models.segmenters.msanet", "models.segmenters.prototype",
-    "models.segmenters.pspnet", "models.segmenters.similarity",
+    "models.segmenters.pspnet", "models.segmenters.similarity", "models.pseudoclasses",
 )
 
 
@@ -64,7 +63,7 @@ def train_meta(
 
 
 def meta_loop(config: dict) -> None:
-    """The loop: for every fold one batch of episodes, one loss; now and then the held-out classes."""
+    """The loop: one batch and loss for every fold and, where classes rotate, its copies; now and then the held-out."""
     import ray.train.torch
 
     job: MetaJob = config["settings"]
@@ -73,44 +72,41 @@ def meta_loop(config: dict) -> None:
     frames = Frames.open(folders[0])
     encoder = load_encoder(folders[3], settings.expert.wants).to(device)
     canvas = Canvas(settings.size, settings.letterbox)
-    bank = FeatureBank(encoder, Views(frames, *folders[1:3]), canvas, int(settings.cache_gb * 2**30))
-    memory = BaseMemory()
-    torch.manual_seed(settings.seed)
-    experts = nn.ModuleDict({str(f): load_expert(frames, f, encoder, settings, folders[4]) for f in job.folds})
-    experts = experts.to(device)
+    views = PseudoViews(frames, *folders[1:3], seed=settings.seed)
+    desk = Desk(FeatureBank(encoder, views, canvas, int(settings.cache_gb * 2**30)))
+    lessons = courses(views, job.folds, settings)
+    experts = load_experts(frames, lessons, encoder, settings, folders[4]).to(device)
     model = ray.train.torch.prepare_model(_Experts(experts))
     learnt = [p for expert in experts.values() for p in expert.ensemble.parameters()]
     optimiser = torch.optim.AdamW(learnt, settings.rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, settings.steps, power=0.9)
-    lessons = {fold: Lessons(bank.views, int(fold), settings) for fold in experts}
     best = Best(experts)
     checkpoints = Checkpoints(
         config, settings.steps, model=experts, optimiser=optimiser, schedule=schedule, best=best
     )
     for step in range(checkpoints.restore(), settings.steps):
         if settings.selects and step % settings.validate_every == 0:
-            checkpoints.log(step, **best.examine(step, experts, lessons, partial(ask, bank)))
+            checkpoints.log(step, **best.examine(step, experts, lessons, desk.ask))
         seed_step(settings.seed, step, checkpoints.rank)
         experts.train()
         losses = []
-        for fold, lesson in lessons.items():
+        for name, lesson in lessons.items():
             episodes, layers = lesson.batch(step, checkpoints.rank)
-            batch = gather(bank, episodes, layers, lesson.novel, settings.novel_in_train)
-            own = experts[fold].own_index([e.label for e in episodes]).to(device)
-            base = memory.logits(experts[fold], int(fold), [(e.query, layers[0]) for e in episodes], batch.query[0])
-            out = model(fold, batch.query, batch.support, batch.masks, own, base)
-            losses.append(ensemble_loss(out, batch.targets, own, settings))
+            laid = desk.lay(experts[name], lesson.fold, episodes, layers, lesson.novel, settings.novel_in_train)
+            losses.append(ensemble_loss(model(name, laid), laid.targets, laid.own, settings))
         optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
-        nn.utils.clip_grad_norm_(learnt, 1.0)
+        for expert in experts.values():
+            nn.utils.clip_grad_norm_(expert.ensemble.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         if step % 10 == 0 or step + 1 == settings.steps:
-            checkpoints.log(step, **{f"loss_fold{f}": loss for f, loss in zip(lessons, losses, strict=True)})
+            named = dict(zip(lessons, losses, strict=True))
+            checkpoints.log(step, **{f"loss_fold{fold}": named[fold] for fold in best.step})
         if (step + 1) % settings.checkpoint_every == 0:
             checkpoints.save(step + 1)
     if settings.selects:
-        checkpoints.log(settings.steps, **best.examine(settings.steps, experts, lessons, partial(ask, bank)))
+        checkpoints.log(settings.steps, **best.examine(settings.steps, experts, lessons, desk.ask))
         best.load_into(experts)
     checkpoints.finish(lambda folder: save_model(folder, experts, frames, job, folders, best))
 
@@ -130,6 +126,17 @@ def ensemble_loss(out: EnsembleOut, targets: Tensor, group: Tensor, settings: Me
 def segmentation_loss(logits: Tensor, target: Tensor, group: Tensor, jaccard_weight: float, entropy_weight: float):
     """Logits [B, 2, h, w] against a target [B, h, w] of the same size."""
     return jaccard_weight * jaccard(logits, target, group) + entropy_weight * cross_entropy(logits, target)
+
+
+def load_experts(
+    frames: Frames, lessons: dict[str, Lessons], encoder, settings: MetaSettings, base: Path
+) -> nn.ModuleDict:
+    """One expert for each of the lessons; all start alike."""
+    found = {}
+    for name, lesson in lessons.items():
+        torch.manual_seed(settings.seed)
+        found[name] = load_expert(frames, lesson.fold, encoder, settings, base)
+    return nn.ModuleDict(found)
 
 
 def load_expert(frames: Frames, fold: int, encoder, settings: MetaSettings, base: Path) -> Expert:
@@ -152,14 +159,15 @@ class _Experts(nn.Module):
         super().__init__()
         self.experts = experts
 
-    def forward(self, fold: str, *inputs):
-        return self.experts[fold](*inputs)
+    def forward(self, name: str, laid: Evidence | Question) -> EnsembleOut:
+        return answer(self.experts[name], laid)
 
 
 def save_model(folder: Path, experts: nn.ModuleDict, frames: Frames, job: MetaJob, folders: list[Path], best: Best):
     """Everything that a prediction needs: experts, encoder, translators, and one config.json."""
     from safetensors.torch import save_file
 
+    experts = {fold: experts[fold] for fold in best.step}
     for fold, expert in experts.items():
         state = {name: x.contiguous().cpu() for name, x in expert.state_dict().items()}
         save_file(state, folder / f"fold{fold}.safetensors")

@@ -18,8 +18,10 @@ from models.errors import UsageError
 from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.fusion import FORMS, EnsembleOut, FusionEnsemble
 from models.segmenters.msanet import MSANetSettings
+from models.segmenters.prototype import Prototype
 from models.segmenters.pspnet import PSPNet, base_map
 from models.segmenters.similarity import soft_mask
+from models.views import PSEUDO
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,23 @@ class Expert(nn.Module):
         grid = tuple(query[0].low.shape[-2:])
         return self.ensemble(query, support, soft_mask(masks, grid), self.base_share(query[0], grid, own, base))
 
+    @property
+    def reads_evidence_alone(self) -> bool:
+        """Whether `decide` can take the place of the forward."""
+        return all(hasattr(one, "from_evidence") and not one.raw_width for one in self.ensemble.learners)
+
+    @property
+    def every_level(self) -> bool:
+        """Whether its evidence holds maps of single levels."""
+        return any(one.correct is not None for one in self.ensemble.learners)
+
+    def decide(self, maps: Tensor, psi: Tensor, base: Tensor) -> EnsembleOut:
+        """The second half of the forward, from evidence [B, V, E, h, w], ψ [B, V] and P_b [B, 1, h, w]."""
+        learners = enumerate(self.ensemble.learners)
+        streams = torch.stack([one.from_evidence(maps[:, v], base) for v, one in learners], 1)
+        control = torch.stack([Prototype.from_evidence(maps[:, v]) for v in range(maps.shape[1])], 1)
+        return EnsembleOut(self.ensemble.fusion(streams, psi, base), streams, psi, control)
+
     @torch.no_grad()
     def base_logits(self, features: Features, grid: tuple[int, int]) -> Tensor:
         """[B, C, h, w]; frozen, in eval mode."""
@@ -110,5 +129,7 @@ class Expert(nn.Module):
         return base_map(self.base_logits(features, grid) if base is None else base, own)
 
     def own_index(self, labels: Sequence[int]) -> Tensor:
-        """[B] long: where each class stands among the base classes, from 1; 0 for a class that is not one of them."""
-        return torch.tensor([self.base_classes.index(c) + 1 if c in self.base_classes else 0 for c in labels])
+        """[B] long: where each class stands among the base classes, from 1; 0 for a class that is not one of them, and
+        -1 for a pseudo-class, which may be any of them."""
+        place = {label: n for n, label in enumerate(self.base_classes, start=1)} | {PSEUDO: -1}
+        return torch.tensor([place.get(label, 0) for label in labels])

@@ -6,7 +6,7 @@ checkpoints are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,10 +24,8 @@ from models.episode import (
 from models.errors import UsageError
 from models.geometry import enlarge
 from models.metrics import episode_counts
-from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
-from models.segmenters.fusion import EnsembleOut
-from models.views import STREAMS, FeatureBank, Stream, Views
+from models.views import PSEUDO, STREAMS, PseudoViews, Stream
 
 SELECTIONS = {
     "held_out": "base classes that training did not see",
@@ -41,8 +39,12 @@ class MetaSettings:
 
     size: the encoder's input [H, W]. letterbox: how frames come onto it, "exact" or "bam". streams: the modalities.
     stand_in: how often an episode shows the stand-in layers (lightness and its RGB). shots, min_pixels: of the training
-    episodes. held_out: base classes kept for selection; 0 keeps the last step. validation: episodes per class that
-    selection asks for. stream_weight: λ of each stream's own loss.
+    episodes. pool: episodes per class that training draws from, the same again and again; 0 draws new ones for ever.
+    pseudo_share: how often a batch asks for pseudo-classes (`models.pseudoclasses`), regions of frames that have all
+    layers, labelled or not.
+    held_out: base classes kept for selection; 0 keeps the last step. rotate: hold every base class out once, each time
+    from a copy that is fitted without it; the step that serves all of them best is taken from the one that is fitted on
+    all base classes. validation: episodes per class that selection asks for. stream_weight: λ of each stream's loss.
     jaccard_weight, entropy_weight: of soft IoU and of cross-entropy (the papers: 0 and 1). Cross-entropy learns how
     rare the base classes' pixels are, which does not carry over to novel ones.
 
@@ -66,7 +68,10 @@ class MetaSettings:
     stream_weight: float = 1.0
     jaccard_weight: float = 1.0
     entropy_weight: float = 0.0
+    pool: int = 0
+    pseudo_share: float = 0.0
     held_out: int = 1
+    rotate: bool = False
     select_on: str = "held_out"
     validation: int = 40
     validate_every: int = 50
@@ -86,34 +91,68 @@ class MetaSettings:
 
 
 class Lessons:
-    """The episodes of one fold, of frames that have all layers: training classes and held-out classes."""
+    """The episodes of one fold, of frames that have all layers: training classes and held-out classes.
 
-    def __init__(self, views: Views, fold: int, settings: MetaSettings) -> None:
+    held_out: base classes kept for selection; the settings choose them without it.
+    """
+
+    def __init__(
+        self, views: PseudoViews, fold: int, settings: MetaSettings, held_out: Sequence[int] | None = None
+    ) -> None:
         frames = views.frames
-        self.settings, self.fold, self.novel = settings, fold, frames.novel(fold)
-        on_test = settings.select_on == "test"
-        held_out = 0 if on_test else settings.held_out
-        self.classes, self.held_out = split_base_for_validation(frames, fold, held_out, settings.seed)
+        self.views, self.settings, self.fold, self.novel = views, settings, fold, frames.novel(fold)
+        if held_out is None:
+            count = 0 if settings.select_on == "test" else settings.held_out
+            self.classes, self.held_out = split_base_for_validation(frames, fold, count, settings.seed)
+        else:
+            self.held_out = tuple(held_out)
+            self.classes = tuple(label for label in frames.base(fold) if label not in self.held_out)
         self.layers = [[s.layer for s in settings.streams], [s.stand_in or s.layer for s in settings.streams]]
-        kept = kept_for_training(frames, fold, settings.novel_in_train)
-        kept = [id for id in kept if all(views.has(id, layer) for layers in self.layers for layer in layers)]
+        kept = [id for id in kept_for_training(frames, fold, settings.novel_in_train) if self._complete(id)]
         self.index = class_index(frames, (*self.classes, *self.held_out), settings.min_pixels, ids=kept)
+        self.unnamed = [*kept, *(id for id in frames.ids("unlabelled") if self._complete(id))]
         # What selection asks for, and what its labels hide.
         self.judged, self.hidden = {label: self.index[label] for label in self.held_out}, self.novel
-        if on_test:
+        if settings.select_on == "test":
             tested = [id for id in frames.ids("test") if all(views.has(id, layer) for layer in self.layers[0])]
             self.judged, self.hidden = class_index(frames, self.novel, settings.min_pixels, ids=tested), ()
+
+    def _complete(self, id: str) -> bool:
+        return all(self.views.has(id, layer) for layers in self.layers for layer in layers)
 
     def batch(self, step: int, rank: int) -> tuple[list[EpisodeKey], list[str]]:
         """Episodes [B] and the layer of each stream; a pure function of (seed, step, rank)."""
         settings, first = self.settings, step * self.settings.batch
         key = (settings.seed + 1000003 * rank, self.fold)
-        episodes = [
-            sample_training_episode(self.index, self.classes, settings.shots, hash_seed(*key), first + place)
-            for place in range(settings.batch)
-        ]
-        share = draw(range(1000), 1, *key, step, "stand in")[0] / 1000
-        return episodes, self.layers[share < settings.stand_in]
+        ask = self._pseudo_episode if self._chance(*key, step, "pseudo") < settings.pseudo_share else self._episode
+        episodes = [ask(hash_seed(*key), first + place) for place in range(settings.batch)]
+        return episodes, self.layers[self._chance(*key, step, "stand in") < settings.stand_in]
+
+    @staticmethod
+    def _chance(*key: object) -> float:
+        return draw(range(1000), 1, *key)[0] / 1000
+
+    def _episode(self, seed: int, turn: int) -> EpisodeKey:
+        episode = sample_training_episode(self.index, self.classes, self.settings.shots, seed, turn)
+        if not self.settings.pool:
+            return episode
+        seed, turn = hash_seed(self.settings.seed, "pool"), number(seed, turn, "pool") % self.settings.pool
+        return sample_training_episode(self.index, [episode.label], self.settings.shots, seed, turn)
+
+    def _pseudo_episode(self, seed: int, turn: int) -> EpisodeKey:
+        """One frame, moved and in other tones, asked for one of its own regions; all shots show the same."""
+        pool = self.settings.pool * len(self.classes) or 2**31
+        place = number(seed, turn, "pseudo") % pool
+        start = number("pseudo", place) % max(len(self.unnamed), 1)
+        for id in self.unnamed[start:] + self.unnamed[:start]:
+            support, query = self.views.show(id, place)
+            if self.views.asks(id) and self._visible(support) and self._visible(query):
+                return EpisodeKey(-1, PSEUDO, query, (support,) * self.settings.shots, seed)
+        raise UsageError("No frame has a region to ask for; set meta.pseudo_share=0.")
+
+    def _visible(self, id: str) -> bool:
+        """Whether anything of the region is left once novel pixels are hidden."""
+        return bool((self.views.label(id, "infrared", self.novel, self.settings.novel_in_train) == PSEUDO).any())
 
     def validation(self) -> list[EpisodeKey]:
         """The same episodes of the held-out classes (with `select_on` "test", of the novel ones) each time."""
@@ -129,26 +168,46 @@ def hash_seed(*key: object) -> int:
     return number(*key) >> 33
 
 
-class Best:
-    """Remembers, for every fold, the ensemble that did best on the episodes of selection."""
+def courses(views: PseudoViews, folds: Iterable[int], settings: MetaSettings) -> dict[str, Lessons]:
+    """Name -> lessons: one per fold, "0", "1", ...; where classes rotate, also "0_1", ... that hold some out."""
+    found: dict[str, Lessons] = {}
+    for fold in folds:
+        if not (settings.rotate and settings.held_out):
+            found[str(fold)] = Lessons(views, fold, settings)
+            continue
+        found[str(fold)] = whole = Lessons(views, fold, settings, ())
+        usable = [label for label in whole.classes if len(whole.index[label]) > settings.shots]
+        groups = [usable[start : start + settings.held_out] for start in range(0, len(usable), settings.held_out)]
+        for turn, group in enumerate(groups if len(groups) > 1 else []):
+            found[f"{fold}_{turn}"] = Lessons(views, fold, settings, group)
+    return found
 
-    def __init__(self, experts: nn.ModuleDict) -> None:
-        self.score = {fold: -1.0 for fold in experts}
-        self.step = {fold: 0 for fold in experts}
+
+class Best:
+    """Remembers, for every fold, the ensemble of the step that did best on the episodes of selection."""
+
+    def __init__(self, folds: Iterable[str]) -> None:
+        folds = [fold for fold in folds if "_" not in fold]
+        self.score = {fold: -1.0 for fold in folds}
+        self.step = {fold: 0 for fold in folds}
         self.state: dict[str, dict[str, Tensor]] = {}
 
     def examine(self, step: int, experts: nn.ModuleDict, lessons: dict[str, Lessons], ask: Callable) -> dict:
-        """mIoU of the classes of selection per fold, each over its episodes; keeps the better ensemble."""
+        """mIoU of the classes of selection per fold, each over its episodes; keeps the better ensemble.
+
+        Where classes rotate, the fold's score is the mean over the copies, each on the classes that it did not see.
+        """
         found = {}
-        for fold, expert in experts.items():
-            episodes = lessons[fold].validation()
-            if not episodes:
+        for fold in self.score:
+            judges = [name for name in lessons if name.partition("_")[0] == fold and lessons[name].validation()]
+            if not judges:
                 continue
-            score = held_out_score(expert, episodes, lessons[fold], ask)
-            found[f"held_out_fold{fold}"] = score
+            scores = [held_out_score(experts[name], lessons[name].validation(), lessons[name], ask) for name in judges]
+            found[f"held_out_fold{fold}"] = score = sum(scores) / len(scores)
             if score > self.score[fold]:
                 self.score[fold], self.step[fold] = score, step
-                self.state[fold] = {k: v.detach().cpu().clone() for k, v in expert.ensemble.state_dict().items()}
+                state = experts[fold].ensemble.state_dict()
+                self.state[fold] = {k: v.detach().cpu().clone() for k, v in state.items()}
         return found
 
     def load_into(self, experts: nn.ModuleDict) -> None:
@@ -162,24 +221,14 @@ class Best:
         self.score, self.step, self.state = kept["score"], kept["step"], kept["state"]
 
 
-def ask(
-    bank: FeatureBank, expert: Expert, episodes: Sequence[EpisodeKey], layers: Sequence[str], novel: Sequence[int],
-    policy: str,
-) -> tuple[EnsembleOut, Tensor]:
-    """The expert's answers to episodes, stream v reading layers[v], and the targets [V, B, H, W]."""
-    batch = gather(bank, episodes, layers, novel, policy)
-    own = expert.own_index([e.label for e in episodes]).to(bank.device)
-    return expert(batch.query, batch.support, batch.masks, own), batch.targets
-
-
 @torch.no_grad()
 def held_out_score(expert: Expert, episodes: list[EpisodeKey], lesson: Lessons, ask: Callable) -> float:
-    """Mean IoU of the classes of `episodes`. ask(expert, episodes, layers, novel, policy): answers and targets."""
+    """Mean IoU of the classes of `episodes`. ask(expert, fold, episodes, layers, novel, policy): answers, targets."""
     expert.eval()
     sums: dict[int, list[int]] = {}
     for start in range(0, len(episodes), 8):
         part = episodes[start : start + 8]
-        out, targets = ask(expert, part, lesson.layers[0], lesson.hidden, lesson.settings.novel_in_train)
+        out, targets = ask(expert, lesson.fold, part, lesson.layers[0], lesson.hidden, lesson.settings.novel_in_train)
         said = enlarge(out.final, tuple(targets.shape[-2:])).argmax(1).cpu()
         for episode, prediction, mask in zip(part, said, targets[0].cpu(), strict=True):
             counts = episode_counts(prediction, mask)

@@ -42,14 +42,16 @@ def base_map(logits: Tensor, leave_out: Tensor | None = None) -> Tensor:
     """P_b [B, 1, h, w]: how likely a cell is some base class (BAM eq. 10; GenFusion spec §3.4).
 
     logits [B, C, h, w]; leave_out [B] long: the index of the episode's own class among the base classes (from 1), left
-    out of the sum in training; 0 leaves none out. The background's share is never part of the sum.
+    out of the sum in training; 0 leaves none out, -1 all of them (what is asked for has no name, so a base object may
+    be it). The background's share is never part of the sum.
     """
     shares = logits.softmax(1)
     total = shares[:, 1:].sum(1, keepdim=True)
     if leave_out is None:
         return total
-    own = shares.gather(1, leave_out.view(-1, 1, 1, 1).expand(-1, 1, *shares.shape[-2:]))
-    return total - own * (leave_out > 0).view(-1, 1, 1, 1)
+    index = leave_out.view(-1, 1, 1, 1)
+    own = shares.gather(1, index.clamp(min=0).expand(-1, 1, *shares.shape[-2:]))
+    return (total - own * (index > 0)) * (index >= 0)
 
 
 def _convolution(inside: int, outside: int, size: int) -> nn.Sequential:

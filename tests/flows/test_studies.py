@@ -30,8 +30,8 @@ def test_every_plan_is_sound(plan, recipe, visible):
 def test_the_ablation_holds_every_method_and_control():
     recipe = smoke()
     made = {variant.name: variant for variant in ablation(recipe, True).variants}
-    assert set(made) == {"baseline", "method1", "method2", "method3", "replicated", "other_seed", "no_base", "f1",
-                         "visible"}  # fmt: skip
+    assert set(made) == {"baseline", "method1", "method2", "method3", "replicated", "other_seed", "self_supervised",
+                         "no_base", "f1", "visible"}  # fmt: skip
     palettes = ablation(recipe, True).palettes
     assert palettes[made["baseline"].pictures].base.layers == ("infrared",)
     assert [stream.stand_in for stream in made["baseline"].meta.streams] == [None]

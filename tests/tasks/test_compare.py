@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from models.backbone import save_encoder
 from models.episode import EpisodeSettings, exam, to_rows
 from models.metrics import COLUMNS, COUNTS
-from models.segmenters.expert import ExpertSettings
+from models.segmenters import desk
+from models.segmenters.anchored import AnchoredSettings
+from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.lessons import MetaSettings
-from models.segmenters.msanet import MetaLearnerSettings
 from models.segmenters.pspnet import PSPNet
+from models.segmenters.similarity import evidence
 from models.views import Stream
 from tasks import compare
 from tasks.compare import Laboratory, Variant, cell_table
@@ -24,10 +26,10 @@ from tests.models.drawn import ENCODER, SIZE, drawn_frames, drawn_refined, drawn
 
 FOLDS, SEEDS = (0, 1), (5, 6)
 META = MetaSettings(
-    size=SIZE, expert=ExpertSettings(base_width=16, learner=MetaLearnerSettings(correction=False)), min_pixels=30,
+    size=SIZE, expert=ExpertSettings(base_width=16, anchored=AnchoredSettings(correction=False)), min_pixels=30,
     steps=3, batch=2, rate=0.1, validation=2, validate_every=2,
 )
-LEARNT = replace(META, expert=replace(META.expert, learner=MetaLearnerSettings(width=4)))
+LEARNT = replace(META, expert=replace(META.expert, anchored=AnchoredSettings(width=4)))
 ALONE = replace(META, streams=(Stream("infrared", "infrared"),))
 VARIANTS = (Variant("both", "", META), Variant("alone", "", ALONE), Variant("learnt", "", LEARNT))
 
@@ -98,7 +100,7 @@ def test_a_cell_holds_every_episode_of_its_seed_for_every_stream(laboratory):
 @pytest.mark.parametrize("variant", [0, 2])
 def test_what_is_remembered_changes_nothing(laboratory, folders, monkeypatch, variant):
     remembered = table(laboratory, (variant, 5))
-    monkeypatch.setattr(compare, "reads_evidence_alone", lambda expert: False)
+    monkeypatch.setattr(Expert, "reads_evidence_alone", False)
     long_way = table(Laboratory({"variants": VARIANTS, "folds": FOLDS}, folders), (variant, 5))
     difference = (remembered[list(COUNTS)] - long_way[list(COUNTS)]).abs().to_numpy()
     assert difference.max() <= 3, "a pixel on the edge of the decision may fall either way"
@@ -107,7 +109,7 @@ def test_what_is_remembered_changes_nothing(laboratory, folders, monkeypatch, va
 
 def test_cells_of_one_seed_share_what_was_read(laboratory, monkeypatch):
     read = []
-    monkeypatch.setattr(compare, "evidence", lambda *given: read.append(1) or evidence(*given))
+    monkeypatch.setattr(desk, "evidence", lambda *given: read.append(1) or evidence(*given))
     first = table(laboratory, (0, 5))
     once = len(read)
     again = table(laboratory, (0, 5), (1, 5))
@@ -132,11 +134,9 @@ def test_a_cell_that_is_done_is_not_done_again(laboratory, monkeypatch):
 
 
 def test_training_moves_the_learners(folders, laboratory):
-    desk = laboratory._desk(VARIANTS[0], 5)
-    experts = compare.fit_experts(desk, folders[5], FOLDS, replace(META, held_out=0), "cpu")
+    place = laboratory._desk(VARIANTS[0], 5)
+    experts = compare.fit_experts(place, folders[5], FOLDS, replace(META, held_out=0), "cpu")
     for expert in experts.values():
         assert all(not torch.equal(one.mix, torch.tensor([1.0, 0.0])) for one in expert.ensemble.learners)
         assert not any(p.requires_grad for p in expert.base.parameters())
 
-
-evidence = compare.evidence

@@ -18,7 +18,7 @@ from models.segmenters.expert import ExpertSettings
 from models.segmenters.fusion import EnsembleOut
 from models.segmenters.lessons import Lessons, MetaSettings
 from models.segmenters.pspnet import PSPNet
-from models.views import FeatureBank, Views
+from models.views import FeatureBank, PseudoViews
 from tasks.train_meta import ensemble_loss, load_expert, segmentation_loss
 from tests.models.drawn import SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
 
@@ -32,7 +32,7 @@ ALL_LAYERS = ("infrared", "lightness", "rgb", "rgb_lightness")
 def bank(tmp_path_factory):
     frames = drawn_frames(tmp_path_factory.mktemp("frames"), train=40, test=2)
     synthetic = drawn_translations(tmp_path_factory.mktemp("synthetic"), frames)
-    views = Views(frames, synthetic, drawn_refined(tmp_path_factory.mktemp("refined"), frames, ALL_LAYERS[1:]))
+    views = PseudoViews(frames, synthetic, drawn_refined(tmp_path_factory.mktemp("refined"), frames, ALL_LAYERS[1:]))
     return FeatureBank(tiny_encoder(), views, Canvas(SIZE))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -17,12 +16,13 @@ from models.frames import layer_name
 from models.geometry import Canvas
 from models.segmenters import lessons as lessons_module
 from models.segmenters.anchored import AnchoredSettings
+from models.segmenters.desk import Desk
 from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
-from models.segmenters.lessons import Best, Lessons, MetaSettings, ask, held_out_score
+from models.segmenters.lessons import Best, Lessons, MetaSettings, courses, held_out_score
 from models.segmenters.prototype import Prototype
 from models.segmenters.similarity import soft_mask, to_grid
-from models.views import STREAMS, FeatureBank, Stream, Views
+from models.views import PSEUDO, STREAMS, FeatureBank, PseudoViews, Stream
 from tests.models.drawn import SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
 
 FOLDS, STEPS = (0, 1, 2, 3), range(10)
@@ -35,7 +35,7 @@ ALL_LAYERS = ("infrared", "lightness", "rgb", "rgb_lightness")
 def bank(tmp_path_factory):
     frames = drawn_frames(tmp_path_factory.mktemp("frames"), train=40, test=2)
     synthetic = drawn_translations(tmp_path_factory.mktemp("synthetic"), frames)
-    views = Views(frames, synthetic, drawn_refined(tmp_path_factory.mktemp("refined"), frames, ALL_LAYERS[1:]))
+    views = PseudoViews(frames, synthetic, drawn_refined(tmp_path_factory.mktemp("refined"), frames, ALL_LAYERS[1:]))
     return FeatureBank(tiny_encoder(), views, Canvas(SIZE))
 
 
@@ -121,14 +121,91 @@ def test_validation_asks_each_held_out_class_equally_often(bank):
 
 def test_a_frame_that_lacks_a_layer_is_left_out(bank, tmp_path):
     """Such as one that was quarantined in synthesis."""
-    partly = Views(bank.views.frames, shutil.copytree(bank.views.synthetic, tmp_path / "synthetic"))
+    partly = PseudoViews(bank.views.frames, shutil.copytree(bank.views.synthetic, tmp_path / "synthetic"))
     gone = bank.views.frames.ids("train")[::2]
     for id, layer in zip(gone, cycle(ALL_LAYERS[1:]), strict=False):
         (partly.synthetic / layer_name(id, layer)).unlink()
     training, validation = asked(Lessons(partly, 0, replace(SETTINGS, min_pixels=1)))
     assert not set(gone) & {id for e in (*training, *validation) for id in (e.query, *e.supports)}
     with pytest.raises(UsageError, match="No base class has 2 frames"):
-        Lessons(Views(bank.views.frames), 0, SETTINGS).batch(0, 0)
+        Lessons(PseudoViews(bank.views.frames), 0, SETTINGS).batch(0, 0)
+
+
+def test_a_pool_is_asked_again_and_again(bank):
+    lesson = lessons(bank, pool=3)
+    drawn = {(e.label, e.query, e.supports) for step in range(60) for e in lesson.batch(step, 0)[0]}
+    assert len(lesson.classes) < len(drawn) <= 3 * len(lesson.classes)
+    others = lessons(bank, pool=3, seed=1)
+    assert drawn != {(e.label, e.query, e.supports) for step in range(60) for e in others.batch(step, 0)[0]}
+
+
+def test_copies_of_a_fold_draw_from_one_pool(bank):
+    found = courses(bank.views, [0], replace(SETTINGS, pool=3, rotate=True))
+    pools = [{(e.label, e.query) for step in range(60) for e in one.batch(step, 0)[0]} for one in found.values()]
+    assert all(pool <= pools[0] for pool in pools[1:])
+
+
+# ---- rotation
+
+
+def test_every_base_class_is_held_out_once(bank):
+    found = courses(bank.views, [0, 2], replace(SETTINGS, rotate=True, held_out=2))
+    for fold in (0, 2):
+        copies = [one for name, one in found.items() if name.startswith(f"{fold}_")]
+        assert found[str(fold)].classes == bank.views.frames.base(fold) and found[str(fold)].held_out == ()
+        out = [label for one in copies for label in one.held_out]
+        assert sorted(out) == sorted(set(out)) and set(out) <= set(bank.views.frames.base(fold)) and len(copies) > 2
+        for one in copies:
+            asked_for = {e.label for step in STEPS for e in one.batch(step, 0)[0]}
+            assert asked_for.isdisjoint(one.held_out) and {e.label for e in one.validation()} == set(one.held_out)
+
+
+def test_without_rotation_a_fold_has_one_course(bank):
+    assert list(courses(bank.views, [0, 1], SETTINGS)) == ["0", "1"]
+    assert list(courses(bank.views, [0], replace(SETTINGS, rotate=True, held_out=0))) == ["0"]
+
+
+def test_the_copies_judge_together_and_the_whole_is_kept(bank, scores):
+    """Means 0.3, 0.5, 0.4: the second step is kept, of the expert that saw every class."""
+    found = dict(list(courses(bank.views, [0], replace(SETTINGS, rotate=True)).items())[:3])
+    scores += [0.2, 0.4, 0.9, 0.1, 0.4, 0.4]
+    models, best = experts(0), None
+    models = nn.ModuleDict({name: experts(0)["0"] for name in found})
+    best = Best(models)
+    for step, value in ((0, 1.0), (10, 2.0), (20, 3.0)):
+        for name, expert in models.items():
+            nn.init.constant_(expert.ensemble.learners[0].threshold, value + 10 * (name != "0"))
+        best.examine(step, models, found, Desk(bank).ask)
+    best.load_into(models)
+    assert best.score == {"0": 0.5} and best.step == {"0": 10}
+    assert models["0"].ensemble.learners[0].threshold.item() == 2.0
+
+
+# ---- pseudo-classes
+
+
+def test_pseudo_episodes_come_as_often_as_wanted(bank):
+    for share, low, high in ((0.0, 0, 0), (0.5, 15, 45), (1.0, 60, 60)):
+        lesson = lessons(bank, pseudo_share=share)
+        kinds = [{e.label == PSEUDO for e in lesson.batch(step, 0)[0]} for step in range(60)]
+        assert all(len(kind) == 1 for kind in kinds), "a batch is of one kind"
+        assert low <= sum(True in kind for kind in kinds) <= high
+
+
+def test_a_pseudo_episode_shows_one_frame_and_hides_the_novel(bank):
+    frames, lesson, hidden = bank.views.frames, lessons(bank, pseudo_share=1.0), 0
+    for step in STEPS:
+        for e in lesson.batch(step, 0)[0]:
+            frame, number, role = e.query.split("~")
+            assert role == "query" and e.supports == (f"{frame}~{number}~support",)
+            support = bank.views.label(e.supports[0], "rgb", lesson.novel)
+            assert (support == PSEUDO).any() and set(np.unique(support)) <= {0, PSEUDO, 255}
+            assert ((support == 255) == np.isin(frames.label(frame), [*lesson.novel, 255])).all()
+            query = bank.views.label(e.query, "rgb", lesson.novel)
+            assert (query == PSEUDO).any() and bank.views.picture(e.query, "rgb").shape == (*query.shape, 3)
+            hidden += (support == 255).sum()
+    assert hidden > 0
+    assert Expert((48, 192, 96), range(1, 10), 2, EXPERT).own_index([PSEUDO, 3, 12]).tolist() == [-1, 3, 0]
 
 
 # ---- selection
@@ -162,7 +239,7 @@ def test_the_best_state_of_each_fold_is_kept(bank, scores):
     given, best = {fold: lessons(bank, int(fold)) for fold in models}, Best(models)
     for step, value in ((0, 1.0), (50, 2.0), (100, 3.0)):
         marked(models, value)
-        found = best.examine(step, models, given, partial(ask, bank))
+        found = best.examine(step, models, given, Desk(bank).ask)
         assert set(found) == {"held_out_fold0", "held_out_fold2"}
     best.load_into(models)
     assert thresholds(models) == {"0": 2.0, "2": 3.0}, "of equal scores the earlier one stays"
@@ -175,7 +252,7 @@ def test_the_start_is_a_candidate(bank, scores):
     best = Best(models)
     for step, value in ((0, 0.0), (50, 9.0)):
         marked(models, value)
-        best.examine(step, models, {"0": lessons(bank)}, partial(ask, bank))
+        best.examine(step, models, {"0": lessons(bank)}, Desk(bank).ask)
     best.load_into(models)
     assert thresholds(models) == {"0": 0.0} and best.step == {"0": 0}
 
@@ -185,12 +262,12 @@ def test_the_best_survives_a_checkpoint(bank, scores, tmp_path):
     models = experts(0)
     best = Best(models)
     marked(models, 5.0)
-    best.examine(7, models, {"0": lessons(bank)}, partial(ask, bank))
+    best.examine(7, models, {"0": lessons(bank)}, Desk(bank).ask)
     torch.save(best.state_dict(), tmp_path / "state.pt")
     again, others = Best(experts(0)), experts(0, seed=1)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     marked(others, 6.0)
-    again.examine(8, others, {"0": lessons(bank)}, partial(ask, bank))
+    again.examine(8, others, {"0": lessons(bank)}, Desk(bank).ask)
     again.load_into(others)
     assert thresholds(others) == {"0": 5.0} and again.step == {"0": 7} and again.score == {"0": 0.4}
     expected = models["0"].ensemble.state_dict()
@@ -201,7 +278,7 @@ def test_without_an_episode_nothing_is_selected(bank, scores):
     models = experts(0)
     best = Best(models)
     marked(models, 5.0)
-    assert best.examine(0, models, {"0": lessons(bank, held_out=0)}, partial(ask, bank)) == {}
+    assert best.examine(0, models, {"0": lessons(bank, held_out=0)}, Desk(bank).ask) == {}
     best.load_into(models)
     assert thresholds(models) == {"0": 5.0}
 
@@ -221,4 +298,4 @@ def test_the_held_out_score_is_miou_over_the_classes(bank):
         sums[e.label] += [(said & (truth == 1)).sum(), ((said | (truth == 1)) & (truth != 255)).sum()]
     expected = np.mean([both / either for both, either in sums.values()])
     assert 0 < expected < 1
-    assert held_out_score(expert, lesson.validation(), lesson, partial(ask, bank)) == pytest.approx(expected, abs=0.01)
+    assert held_out_score(expert, lesson.validation(), lesson, Desk(bank).ask) == pytest.approx(expected, abs=0.01)
