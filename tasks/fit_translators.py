@@ -1,8 +1,9 @@
-"""Fit the translators infrared -> lightness and infrared -> RGB on pictures that are not paired.
+"""Fit the translators infrared -> lightness, infrared -> RGB and, where asked, lightness -> RGB on unpaired pictures.
 
 The infrared domain is the train and the unlabelled frames; the visible domain is the visible layer of the train frames
 and the split "visible". Each step draws from both on its own, so a pair meets only by chance. Test frames are never
-read, and labels are not either.
+read, and labels are not either. The third direction learns from the lightness of visible pictures, not of the ones it
+is to draw: translated lightness is not there before its own translator is, and is meant to look the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from models import GENERATORS, find
 from models.errors import UsageError
 from models.frames import Frames, png_bytes
-from models.generators.settings import CHANNELS, TranslateSettings
+from models.generators.settings import CHANNELS, SOURCES, TranslateSettings
 from tasks import places
 from tasks.checkpoints import Checkpoints, seed_step
 from tasks.fanout import Compute
@@ -38,12 +39,13 @@ CACHED = 2000  # frames a worker keeps in memory per domain
 
 @stage("fit_translators")
 def fit_translators(frames: Ref, settings: TranslateSettings, compute: Compute) -> Ref:
-    """One folder per direction, `history.parquet` and the contact sheet `contact.png` (infrared | lightness | rgb).
+    """One folder per direction, `history.parquet` and the contact sheet `contact.png` (infrared | lightness | rgb ...).
 
     Raises UsageError when there is no visible picture, or the settings do not fit together.
     """
     generator = find(GENERATORS, settings.generator)
     settings = replace(settings, splits=())  # which frames are translated later changes nothing here
+    check_directions(settings)
     if hasattr(generator, "fit"):
         return _fit_directly(generator, frames, settings)
     folder = places.store().local(frames)
@@ -61,11 +63,17 @@ def visible_domain(frames: Frames) -> list[str]:
     return [id for split in ("train", "visible") for id in frames.ids(split) if frames.has(id, "visible")]
 
 
-def check(settings: TranslateSettings, frames: Frames) -> None:
-    """Raises UsageError before a worker group is started for nothing."""
+def check_directions(settings: TranslateSettings) -> None:
+    """Raises UsageError for directions that do not exist, or whose source nothing makes."""
     unknown = set(settings.directions) - set(CHANNELS)
     if unknown or not settings.directions:
         raise UsageError(f"translate.directions holds {sorted(unknown)}; choose from {', '.join(CHANNELS)}.")
+    if "rgb_lightness" in settings.directions and "lightness" not in settings.directions:
+        raise UsageError("rgb_lightness is drawn from lightness; add lightness to translate.directions.")
+
+
+def check(settings: TranslateSettings, frames: Frames) -> None:
+    """Raises UsageError before a worker group is started for nothing."""
     unit = max(settings.patch * 2 ** (len(settings.channels) - 1), 2 ** (len(settings.discriminator_channels) - 1), 4)
     if settings.crop % unit:
         raise UsageError(f"translate.crop is {settings.crop}; with these networks use a multiple of {unit}.")
@@ -79,7 +87,7 @@ def check(settings: TranslateSettings, frames: Frames) -> None:
 
 
 def adversarial_loop(config: dict) -> None:
-    """What each training worker runs: both directions, one iteration of each per step."""
+    """What each training worker runs: all directions, one iteration of each per step."""
     import torch
 
     from models.generators.adversaries import Adversaries
@@ -94,10 +102,11 @@ def adversarial_loop(config: dict) -> None:
     draw = Crops(frames, settings)
     for step in range(checkpoints.restore(), settings.iterations):
         rng = seed_step(settings.seed, step, checkpoints.rank)
-        infrared, visible = (batch.to(device) for batch in draw(rng))
+        infrared, visible, others = (batch.to(device) for batch in draw(rng))
         losses = {}
         for direction, adversaries in trained.items():
-            step_losses = adversaries.iterate(infrared, _target(visible, direction), step)
+            source = _view(others, "lightness") if SOURCES[direction] == "lightness" else infrared
+            step_losses = adversaries.iterate(source, _view(visible, direction), step)
             losses |= {f"{direction}_{name}": loss for name, loss in step_losses.items()}
         if step % LOG_EVERY == 0 or step + 1 == settings.iterations:
             checkpoints.log(step, **losses)
@@ -108,16 +117,21 @@ def adversarial_loop(config: dict) -> None:
 
 
 class Crops:
-    """Draws one batch of either domain, each on its own; keeps the frames it has read."""
+    """Draws one batch of infrared and two of visible crops, each on its own; keeps the frames it has read."""
 
     def __init__(self, frames: Frames, settings: TranslateSettings):
         self.settings = settings
         self.ids = infrared_domain(frames), visible_domain(frames)
         self.read = lru_cache(CACHED)(frames.infrared), lru_cache(CACHED)(frames.visible)
 
-    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """infrared [B,1,crop,crop] and visible [B,3,crop,crop], in [-1,1]."""
-        return self._batch(0, rng), self._batch(1, rng)
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """infrared [B,1,crop,crop], visible [B,3,crop,crop] and other visible ones, in [-1,1].
+
+        The others are drawn last, and only for a direction that starts from them: B is 0 otherwise.
+        """
+        wanted = any(SOURCES[direction] == "lightness" for direction in self.settings.directions)
+        infrared, visible = self._batch(0, rng), self._batch(1, rng)
+        return infrared, visible, self._batch(1, rng) if wanted else visible[:0]
 
     def _batch(self, domain: int, rng: np.random.Generator) -> Tensor:
         import torch
@@ -129,7 +143,7 @@ class Crops:
         return torch.stack([random_crop(read(id), s.crop, s.short_side, rng) for id in chosen])
 
 
-def _target(visible: Tensor, direction: str) -> Tensor:
+def _view(visible: Tensor, direction: str) -> Tensor:
     from models.generators.pictures import lightness
 
     return lightness(visible) if direction == "lightness" else visible
@@ -166,9 +180,11 @@ def write(folder: Path, translators: dict, frames: Frames, seed: int, rows: int 
     for direction, translator in translators.items():
         translator.save(folder / direction)
     ids = infrared_domain(frames)
-    shown = [frames.infrared(id) for id in ids[:: max(1, len(ids) // rows)][:rows]]
-    drawn = [translators[name].translate(shown, [seed] * len(shown)) for name in CHANNELS if name in translators]
-    (folder / "contact.png").write_bytes(png_bytes(contact_sheet([shown, *drawn])))
+    shown = {"infrared": [frames.infrared(id) for id in ids[:: max(1, len(ids) // rows)][:rows]]}
+    for name in [name for name in CHANNELS if name in translators]:
+        sources = shown[SOURCES[name]]
+        shown[name] = translators[name].translate(sources, [seed] * len(sources))
+    (folder / "contact.png").write_bytes(png_bytes(contact_sheet(list(shown.values()))))
 
 
 def contact_sheet(columns: list[list[np.ndarray]]) -> np.ndarray:

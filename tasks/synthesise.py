@@ -27,7 +27,8 @@ def synthesise(frames: Ref, translators: Ref, settings: TranslateSettings, compu
     """Rows id, split, and for each layer (lightness, rgb, rgb_lightness) its file and `<layer>_edges`.
 
     The score is the edge agreement of a layer with the picture it was made from (`models.generators.pictures`), in
-    [-1,1]: look at it before the pictures are used. rgb_lightness is made from the lightness by the RGB translator.
+    [-1,1]: look at it before the pictures are used. rgb_lightness is made from the lightness, by a translator of its
+    own where one was fitted, else by the RGB one.
     """
     table = places.store().rows(frames)
     wanted = table[table["split"].isin(settings.splits) & table["infrared"].notna()]
@@ -59,13 +60,14 @@ class Translate:
         self.frames = Frames.open(frames)
         inside = translators / "translators"  # a model's folder brings the translators it was trained with
         folder = inside if inside.is_dir() else translators
-        self.translators = {name: generator.load(folder / name) for name in settings["directions"]}
+        names = [name for name in settings["directions"] if name != "rgb_lightness" or (folder / name).is_dir()]
+        self.translators = {name: generator.load(folder / name) for name in names}  # an older model's has no third one
 
     def __call__(self, shard: list[dict], draft: Draft) -> list[dict]:
         results = {row["id"]: dict(row) for row in shard}
         pictures = self._read(results)
         for layer, source in SOURCES.items():
-            translator = self.translators.get(layer.split("_")[0])
+            translator = self.translators.get(layer) or self.translators.get(layer.split("_")[0])
             if translator is not None and source in pictures:
                 pictures[layer] = self._translate(translator, layer, pictures[source])
                 self._keep(layer, pictures[source], pictures[layer], results, draft)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SOURCES = {"lightness": "infrared", "rgb": "infrared", "rgb_lightness": "lightness"}
-CHANNELS = {"lightness": 1, "rgb": 3}
+CHANNELS = {"lightness": 1, "rgb": 3, "rgb_lightness": 3}
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class TranslateSettings:
     """Unpaired translation of infrared frames. The defaults are SynDiff's (256 x 256 crops, a large GPU).
 
     generator               name in GENERATORS; "thermal" needs no training and no visible pictures
-    directions              translators to fit, out of "lightness" (1 channel) and "rgb" (3 channels)
+    directions              translators to fit, out of "lightness" and "rgb" (from infrared, to 1 and 3 channels) and
+                            "rgb_lightness" (lightness to RGB); without the last, the RGB one is applied to lightness
     splits                  splits of the frames that `synthesise` translates
     seed                    of training; also of the noise, together with the frame's id
 

@@ -104,6 +104,47 @@ def test_a_restored_run_ends_where_a_straight_one_does(frames, tmp_path, monkeyp
     assert sheet.shape == (3 * 24, 3 * 32, 3), "infrared | lightness | rgb of each frame"
 
 
+THREE = replace(TINY, directions=("lightness", "rgb", "rgb_lightness"))
+
+
+def test_lightness_to_rgb_is_fitted_beside_the_others_and_changes_neither(frames, tmp_path, monkeypatch):
+    two = run_loop(frames, TINY, tmp_path / "two", monkeypatch)
+    three = run_loop(frames, THREE, tmp_path / "three", monkeypatch)
+    for direction in ("lightness", "rgb"):
+        a, b = (SynDiff.load(folder / direction).state_dict() for folder in (two, three))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (two / "rgb_lightness").exists()
+    third, rgb = SynDiff.load(three / "rgb_lightness"), SynDiff.load(three / "rgb")
+    assert (third.config["source"], third.config["target"]) == (1, 3)
+    assert not all(torch.equal(a, b) for a, b in zip(third.parameters(), rgb.parameters(), strict=True))
+    assert {"rgb_lightness_clean", "rgb_lightness_judge"} < set(pd.read_parquet(three / "history.parquet"))
+    sheet, shown = read_png(three / "contact.png"), read_png(two / "contact.png")
+    assert sheet.shape == (3 * 24, 4 * 32, 3) and np.array_equal(sheet[:, : 3 * 32], shown)
+    (expected,) = third.translate([sheet[:24, 32:64, 0]], [0])
+    assert np.array_equal(sheet[:24, 96:], expected), "drawn from the lightness, not from the infrared"
+
+
+def test_lightness_to_rgb_learns_from_the_lightness_of_other_pictures(frames, tmp_path, monkeypatch):
+    from models.generators.adversaries import Adversaries
+
+    infrared, visible, others = torch.full((2, 1, 16, 16), -0.5), torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)
+    monkeypatch.setattr(stage.Crops, "__call__", lambda self, rng: (infrared, visible, others))
+    seen = []
+    monkeypatch.setattr(Adversaries, "iterate", lambda self, source, target, step: (
+        seen.append((source.mean().item(), tuple(target.shape[:2]), target.mean().item())), {})[1])
+    run_loop(frames, replace(THREE, iterations=1), tmp_path, monkeypatch)
+    lightness, rgb, third = seen
+    assert lightness[:2] == (-0.5, (2, 1)) and rgb == (-0.5, (2, 3), 0) and third[1:] == rgb[1:]
+    assert third[0] == pytest.approx(1, abs=1e-3), "white, as the others are"
+
+
+def test_the_others_are_drawn_last_and_on_their_own(frames):
+    opened = Frames.open(places.store().local(frames))
+    two, three = (stage.Crops(opened, replace(x, batch=40))(np.random.default_rng(3)) for x in (TINY, THREE))
+    assert torch.equal(two[0], three[0]) and torch.equal(two[1], three[1])
+    assert three[2].shape == three[1].shape and not torch.equal(three[1], three[2])
+
+
 def test_a_loss_that_explodes_names_its_step(frames, tmp_path, monkeypatch):
     with pytest.raises(StageFailed, match=r"at step \d"):
         run_loop(frames, replace(TINY, rate_generator=1e30), tmp_path, monkeypatch)
@@ -116,7 +157,8 @@ def test_no_test_frame_is_ever_read(frames, monkeypatch):
     monkeypatch.setattr(opened, "path", lambda id, layer: (read.add((opened.split(id), layer)), path(id, layer))[1])
     draw = stage.Crops(opened, replace(TINY, batch=8))
     for seed in range(5):
-        infrared, visible = draw(np.random.default_rng(seed))
+        infrared, visible, others = draw(np.random.default_rng(seed))
+    assert len(others) == 0, "nobody starts from them"
     assert infrared.shape == (8, 1, 16, 16) and visible.shape == (8, 3, 16, 16)
     assert read == {("train", "infrared"), ("unlabelled", "infrared"), ("train", "visible"), ("visible", "visible")}
 
@@ -135,7 +177,7 @@ def test_the_domains_are_drawn_on_their_own(thermofuse_home):
     info = {"dataset": "tiny", "classes": [], "palette": [], "folds": [], "ignored": []}
     ref = draft.commit(pd.DataFrame(rows), info)
     draw = stage.Crops(Frames.open(places.store().local(ref)), replace(TINY, batch=400))
-    infrared, visible = draw(np.random.default_rng(0))
+    infrared, visible, _ = draw(np.random.default_rng(0))
     met = (infrared[:, 0, 0, 0] == visible[:, 0, 0, 0]).float().mean()
     assert met == pytest.approx(1 / n, abs=0.06)
 
@@ -146,7 +188,12 @@ def test_without_visible_pictures_it_says_what_to_supply(thermofuse_home):
         stage.fit_translators(frames, TINY, Compute())
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [({"crop": 18}, "multiple of 4"), ({"directions": ("x",)}, "'x'")])
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"crop": 18}, "multiple of 4"),
+    ({"directions": ("x",)}, "'x'"),
+    ({"directions": ("rgb", "rgb_lightness")}, "add lightness"),
+    ({"directions": ("rgb", "rgb_lightness"), "generator": "thermal"}, "add lightness"),
+])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused_before_anything_starts(frames, changes, sentence):
     with pytest.raises(UsageError, match=sentence):
         stage.fit_translators(frames, replace(TINY, **changes), Compute())
@@ -161,6 +208,8 @@ def test_the_control_needs_no_worker_group(thermofuse_home):
     assert (folder / "lightness/config.json").exists() and (folder / "contact.png").exists()
     assert stage.fit_translators(frames, replace(settings, splits=("test",)), Compute()) == ref, "splits do not matter"
     assert stage.fit_translators(frames, replace(settings, directions=("rgb",)), Compute()) != ref
+    third = stage.fit_translators(frames, replace(settings, directions=THREE.directions), Compute())
+    assert third.count == 3 and read_png(places.store().local(third) / "contact.png").shape == (3 * 24, 4 * 32, 3)
 
 
 def test_a_whole_fit_is_reused(ray_local, frames):

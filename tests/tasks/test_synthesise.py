@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,6 +76,24 @@ def test_rgb_lightness_is_the_rgb_translator_on_the_lightness(frames, translator
     lightness = read_png(places.store().blobs.path(f"synthetic/{'c' * 16}/images/f0.lightness.png"))
     (expected,) = made.translators["rgb"].translate([lightness], [image_seed(0, "f0", "rgb_lightness")])
     assert draft.read("images/f0.rgb_lightness.png") == png_bytes(expected)
+
+
+def test_rgb_lightness_has_a_translator_of_its_own_where_one_was_asked_for(frames, translators):
+    made = worker(frames, translators, directions=("lightness", "rgb", "rgb_lightness"))
+    draft = places.store().draft("synthetic", "c" * 16)
+    made(shard(0), draft)
+    lightness = read_png(places.store().blobs.path(f"synthetic/{'c' * 16}/images/f0.lightness.png"))
+    seeds = [image_seed(0, "f0", "rgb_lightness")]
+    (own,), (other,) = (made.translators[name].translate([lightness], seeds) for name in ("rgb_lightness", "rgb"))
+    assert draft.read("images/f0.rgb_lightness.png") == png_bytes(own) != png_bytes(other)
+
+
+def test_an_older_model_without_that_translator_goes_on_with_the_rgb_one(frames, translators):
+    shutil.rmtree(places.store().local(translators) / "rgb_lightness")
+    old, made = (places.store().draft("synthetic", x * 16) for x in "cd")
+    worker(frames, translators)(shard(0), old)
+    worker(frames, translators, directions=("lightness", "rgb", "rgb_lightness"))(shard(0), made)
+    assert made.files == old.files
 
 
 def test_one_direction_gives_one_layer(frames, translators):
