@@ -58,7 +58,7 @@ class Chat:
             return json.loads(path.read_bytes())["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             path.unlink()
-            raise StageFailed(f"{self.url} gave no chat completion ({error!r}); check that its path is right.") from None
+            raise StageFailed(f"{self.url} gave no chat completion ({error!r}); check its path.") from None
 
     def _ask(self, prompt: str, turn: int) -> bytes:
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
