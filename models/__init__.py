@@ -18,6 +18,8 @@ DATASETS = {
     "msrs": "models.datasets.msrs:MSRS",
     "soda": "models.datasets.soda:SODA",
     "scutseg": "models.datasets.scutseg:SCUTSeg",
+    "voc": "models.datasets.voc:VOC",
+    "coco": "models.datasets.coco:COCO",
 }
 GENERATORS = {
     "syndiff": "models.generators.syndiff:SynDiff",

@@ -176,7 +176,7 @@ def _load(net: nn.Module, weights: str) -> None:
     if not path.is_file():
         raise UsageError(f"There is no weights file {weights}; set encoder.weights to a .pth or .safetensors file.")
     try:
-        missing, _ = net.load_state_dict(_read(path), strict=False)
+        missing, _ = net.load_state_dict(read_weights(path), strict=False)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"{path.name} does not fit the encoder: {str(error).splitlines()[-1].strip()}") from error
     missing = [name for name in missing if "num_batches_tracked" not in name]
@@ -184,7 +184,7 @@ def _load(net: nn.Module, weights: str) -> None:
         raise UsageError(f"{path.name} does not fit the encoder: it lacks {len(missing)} tensors, first {missing[0]}.")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:

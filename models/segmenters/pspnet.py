@@ -31,11 +31,14 @@ class PSPNet(nn.Module):
 
     def forward(self, features: Features, grid: tuple[int, int]) -> Tensor:
         """Logits [B, C, h, w] on `grid`, background first; the work is done on the mid level's own, coarser grid."""
+        return _stretch(self.classify(self.embed(features)), grid)
+
+    def embed(self, features: Features) -> Tensor:
+        """What is classified: [B, width, h', w'] on the mid level's grid."""
         own = tuple(features.mid.shape[-2:])
         x = torch.cat([features.mid.float(), _stretch(features.high.float(), own)], 1)
         pooled = [reduce(adaptive_avg_pool2d(x, bins)) for bins, reduce in zip(self.bins, self.reduce, strict=True)]
-        pyramid = [_stretch(region, own) for region in pooled]
-        return _stretch(self.classify(self.merge(torch.cat([x, *pyramid], 1))), grid)
+        return self.merge(torch.cat([x, *(_stretch(region, own) for region in pooled)], 1))
 
 
 def base_map(logits: Tensor, leave_out: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,7 +90,49 @@ def scutseg(root: Path) -> Path:
     return root
 
 
-MINIATURES: dict[str, Callable[[Path], Path]] = {"folder": folder, "msrs": msrs, "soda": soda, "scutseg": scutseg}
+def voc(root: Path) -> Path:
+    inner = root / "VOCdevkit" / "VOC2012"
+    for seed, stem in enumerate(("2007_000032", "2007_000039", "2007_000033")):
+        save(inner / "JPEGImages" / f"{stem}.jpg", colour(seed))
+        mask = Image.fromarray(label(*range(1, 21), 255)).convert("P")
+        (inner / "SegmentationClassAug").mkdir(parents=True, exist_ok=True)
+        mask.save(inner / "SegmentationClassAug" / f"{stem}.png")
+    lists = inner / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    lines = [f"/JPEGImages/{stem}.jpg /SegmentationClassAug/{stem}.png" for stem in ("2007_000032", "2007_000039")]
+    (lists / "trainaug.txt").write_text("\n".join([*lines, "2007_000033"]))
+    (lists / "val.txt").write_text("2007_000033\n")
+    return root
+
+
+def coco(root: Path) -> Path:
+    for n, folder in enumerate(("train2014", "train2014", "train2014", "val2014", "val2014", "val2014")):
+        stem = f"COCO_{folder}_{n:012d}"
+        save(root / folder / f"{stem}.jpg", colour(n))
+        save(root / "annotations" / folder / f"{stem}.png", label(*range(1 + 27 * (n % 3), min(28 + 27 * (n % 3), 81))))
+    return root
+
+
+def coco_outlines(root: Path) -> Path:
+    """The published annotations of two pictures of 24 x 32: a table with a cup on it, and a crowd."""
+    for folder, first in (("train2017", 7), ("val2017", 17)):
+        save(root / folder / f"{first:012d}.jpg", colour(7))
+        save(root / folder / f"{first + 1:012d}.jpg", colour(8))
+        table = {"id": 1, "image_id": first, "category_id": 67, "area": 200, "iscrowd": 0,
+                 "segmentation": [[4, 10, 27, 10, 27, 19, 4, 19]]}
+        cup = {"id": 2, "image_id": first, "category_id": 47, "area": 30, "iscrowd": 0,
+               "segmentation": [[10, 8, 13, 8, 13, 13, 10, 13]]}
+        crowd = {"id": 3, "image_id": first, "category_id": 1, "area": 48, "iscrowd": 1,
+                 "segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * 28, HEIGHT * 4]}}
+        images = [{"id": n, "file_name": f"{n:012d}.jpg", "height": HEIGHT, "width": WIDTH} for n in (first, first + 1)]
+        (root / "annotations").mkdir(exist_ok=True)
+        text = json.dumps({"images": images, "annotations": [cup, table, crowd]})
+        (root / "annotations" / f"instances_{folder}.json").write_text(text)
+    return root
+
+
+MINIATURES: dict[str, Callable[[Path], Path]] = {"folder": folder, "msrs": msrs, "soda": soda, "scutseg": scutseg,
+                                                 "voc": voc, "coco": coco}
 
 
 def miniature(name: str, root: Path) -> Dataset:
