@@ -23,6 +23,11 @@ GENERATORS = {
     "syndiff": "models.generators.syndiff:SynDiff",
     "thermal": "models.generators.thermal:ThermalColour",
 }
+FUSERS = {
+    "average": "models.fusers.controls:Average",
+    "maximum": "models.fusers.controls:Maximum",
+    "saliency": "models.fusers.controls:Saliency",
+}
 SEGMENTERS = {
     "prototype": "models.segmenters.prototype:Prototype",
     "fusion": "models.segmenters.fusion:FusionEnsemble",
