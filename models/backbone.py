@@ -104,7 +104,7 @@ def _mobilenet_v2(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int,
 
     pretrained = MobileNet_V2_Weights.IMAGENET1K_V1 if settings.weights == "pretrained" else None
     net = mobilenet_v2(weights=pretrained)
-    _load(net, settings.weights)
+    load_weights(net, settings.weights)
     layers = net.features
     if settings.dilated:
         _dilate(layers[7:14], 2)
@@ -126,11 +126,15 @@ def _timm(settings: EncoderSettings) -> tuple[nn.Module, tuple[int, int, int]]:
     except (NotImplementedError, TypeError, AssertionError) as error:
         why = str(error) or "its strides are fixed"
         raise UsageError(f"{settings.name} cannot be dilated ({why}); set encoder.dilated=false.") from error
-    _load(net, settings.weights)
+    load_weights(net, settings.weights)
     return net, tuple(net.feature_info.channels())
 
 
-def _load(net: nn.Module, weights: str) -> None:
+def load_weights(net: nn.Module, weights: str) -> None:
+    """Weights of a .pth or .safetensors file into `net`; "random" and "pretrained" are left to who built it.
+
+    Raises UsageError when the file is absent, unreadable or lacks tensors.
+    """
     if weights in ("random", "pretrained"):
         return
     path = Path(weights)
