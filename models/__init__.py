@@ -27,6 +27,7 @@ FUSERS = {
     "average": "models.fusers.controls:Average",
     "maximum": "models.fusers.controls:Maximum",
     "saliency": "models.fusers.controls:Saliency",
+    "segmif": "models.fusers.segmif:SegMiF",
 }
 SEGMENTERS = {
     "prototype": "models.segmenters.prototype:Prototype",

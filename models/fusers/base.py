@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from models import FUSERS, find
 from models.errors import UsageError
 from models.fusers.colour import recolour
+from models.fusers.precision import autocast
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -42,13 +43,16 @@ class Fuser(nn.Module, ABC):
 
     A subclass has `name`, keeps its constructor's arguments in `config` (plain JSON values) and writes `_fuse`.
 
-    learns          False for those that need no weights
+    trainer         "module:attribute" of what trains it, or None for those that need no weights: a class of
+                    (settings, fuser) with `iterate(pairs, step)`, `parts(name)` and the trained `fuser`
+    needs_labels    its training also takes class masks, and its constructor the number of classes
     deterministic   the same pair, seed and weights give the same picture
     stride          sides are padded to multiples of it inside; the output always has the input's size
     """
 
     name: ClassVar[str]
-    learns: ClassVar[bool] = True
+    trainer: ClassVar[str | None] = None
+    needs_labels: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     stride: int = 1
 
@@ -64,7 +68,8 @@ class Fuser(nn.Module, ABC):
         not fit.
         """
         check_pair(infrared, visible)
-        luminance, extras = self._fuse(infrared, visible, dict(aux or {}))
+        with autocast(infrared.device):
+            luminance, extras = self._fuse(infrared, visible, dict(aux or {}))
         luminance = luminance.float().clamp(0, 1)
         image = extras.pop("image", None)
         return FusionOut(luminance, recolour(luminance, visible.float()) if image is None else image, extras)
@@ -123,7 +128,7 @@ def load_fuser(source: str | Path) -> Fuser:
     if folder.is_dir():
         raise UsageError(f"{folder} holds no fuser; give a folder with {CONFIG}, or one of {', '.join(FUSERS)}.")
     kind = find(FUSERS, str(source))
-    if kind.learns:
+    if kind.trainer:
         raise UsageError(f"{source} has to be fitted first; give the folder of a fitted one in place of its name.")
     return kind().eval()
 
@@ -140,7 +145,7 @@ def check_pair(infrared: Tensor, visible: Tensor) -> None:
 def to_unit(picture: np.ndarray) -> Tensor:
     """uint8 [H,W] or [H,W,3] -> float [c,H,W] in 0..1."""
     array = picture[..., None] if picture.ndim == 2 else picture
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float() / 255
+    return torch.tensor(array).permute(2, 0, 1).float() / 255
 
 
 def to_picture(image: Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ from models.fusers.saliency import saliency_blend
 class Average(Fuser):
     """The mean of both."""
 
-    name, learns = "average", False
+    name = "average"
 
     def _fuse(self, infrared: Tensor, visible: Tensor, aux: dict[str, Any]) -> tuple[Tensor, dict]:
         return (infrared + luminance(visible)) / 2, {}
@@ -27,7 +27,7 @@ class Average(Fuser):
 class Maximum(Fuser):
     """The brighter of both, pixel by pixel."""
 
-    name, learns = "maximum", False
+    name = "maximum"
 
     def _fuse(self, infrared: Tensor, visible: Tensor, aux: dict[str, Any]) -> tuple[Tensor, dict]:
         return torch.maximum(infrared, luminance(visible)), {}
@@ -36,7 +36,7 @@ class Maximum(Fuser):
 class Saliency(Fuser):
     """Both, weighed by how rare their grey levels are (`models.fusers.saliency`)."""
 
-    name, learns = "saliency", False
+    name = "saliency"
 
     def _fuse(self, infrared: Tensor, visible: Tensor, aux: dict[str, Any]) -> tuple[Tensor, dict]:
         return saliency_blend(infrared, luminance(visible)), {}

@@ -25,8 +25,10 @@ def gaussian_taps(size: int, sigma: float) -> list[float]:
 def filter_valid(x: Tensor, taps: list[float]) -> Tensor:
     """[..., H, W] -> [..., H-n+1, W-n+1] for n taps along both sides, where the window fits.
 
-    Picture by picture, in place: what is added up stays in the processor's cache.
+    On a CPU without gradients picture by picture, so that what is added up stays in the processor's cache.
     """
+    if x.is_cuda or x.requires_grad:
+        return _along(_along(x, taps, -1), taps, -2)
     pictures = [_along(_along(picture, taps, -1), taps, -2) for picture in x.reshape(-1, *x.shape[-2:])]
     return torch.stack(pictures).view(*x.shape[:-2], *pictures[0].shape)
 

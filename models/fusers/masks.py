@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,36 +29,11 @@ from torch.nn import functional as F
 
 from models.errors import UsageError
 from models.frames import png_bytes, read_png
+from models.fusers.settings import MaskSettings
 
 BACKENDS = ("none", "file", "sam")
 MODES = ("soft", "binary", "union")
 RING = 15  # pixels around a segment that it has to be hotter than
-
-
-@dataclass(frozen=True)
-class MaskSettings:
-    """How pictures become masks.
-
-    backend             "none", "file" or "sam"
-    folder              of "file": it holds sam_ir/ and sam_vis/
-    model, checkpoint   of "sam": vit_b, vit_l or vit_h, and its weights file
-    points              prompts along each side
-    quality, stability  below them segments are dropped (predicted IoU, and IoU under shifted thresholds)
-    area                smallest and largest share of the picture
-    top                 the most segments that count
-    mode                "soft": the score; "binary": score above 0.5; "union": any segment that counts
-    """
-
-    backend: str = "none"
-    folder: str | None = None
-    model: str = "vit_b"
-    checkpoint: str | None = None
-    points: int = 16
-    quality: float = 0.88
-    stability: float = 0.95
-    area: tuple[float, float] = (0.0005, 0.25)
-    top: int = 40
-    mode: str = "soft"
 
 
 class MaskProvider:

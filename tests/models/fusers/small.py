@@ -8,7 +8,12 @@ from torch import Tensor
 from models import FUSERS, find
 from models.fusers.base import Fuser
 
-SMALL: dict[str, dict] = {}
+SMALL: dict[str, dict] = {
+    "segmif": {
+        "classes": 3, "width": 16, "growth": 8, "heads": 4, "widths": (8, 16, 24, 32), "depths": (1, 1, 1, 1),
+        "head_width": 16,
+    },
+}  # fmt: skip
 
 
 def small(name: str, seed: int = 0, **changes) -> Fuser:

@@ -55,7 +55,8 @@ def test_a_saved_fuser_draws_the_same(name, tmp_path):
 def test_its_flags_are_true(name):
     fuser = small(name)
     assert isinstance(fuser, Fuser)
-    assert fuser.learns == (len(list(fuser.parameters())) > 0)
+    assert bool(fuser.trainer) == (len(list(fuser.parameters())) > 0)
+    assert fuser.needs_labels == hasattr(fuser, "segment")
 
 
 @every
@@ -71,7 +72,7 @@ def test_shapes_that_do_not_fit_are_told(name):
 
 def test_a_control_opens_by_name_and_a_learnt_fuser_by_folder(tmp_path):
     assert load_fuser("average").name == "average"
-    for name in (name for name in FUSERS if find(FUSERS, name).learns):
+    for name in (name for name in FUSERS if find(FUSERS, name).trainer):
         with pytest.raises(UsageError, match="has to be fitted first"):
             load_fuser(name)
     with pytest.raises(UsageError, match="holds no fuser"):

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from models.errors import UsageError
-from models.fusers.masks import MaskProvider, MaskSettings, disturb, merge, morph, stretch
+from models.fusers.masks import MaskProvider, disturb, merge, morph, stretch
+from models.fusers.settings import MaskSettings
 
 RULE = MaskSettings()
 
