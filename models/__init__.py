@@ -28,6 +28,7 @@ FUSERS = {
     "maximum": "models.fusers.controls:Maximum",
     "saliency": "models.fusers.controls:Saliency",
     "segmif": "models.fusers.segmif:SegMiF",
+    "sgdfuse": "models.fusers.sgdfuse:SGDFuse",
 }
 SEGMENTERS = {
     "prototype": "models.segmenters.prototype:Prototype",

@@ -13,6 +13,10 @@ SMALL: dict[str, dict] = {
         "classes": 3, "width": 16, "growth": 8, "heads": 4, "widths": (8, 16, 24, 32), "depths": (1, 1, 1, 1),
         "head_width": 16,
     },
+    "sgdfuse": {
+        "configuration": "fast", "width": 8, "heads": 2, "blocks": (1, 1), "base": 8, "mults": (1, 2), "res_blocks": 1,
+        "steps": 2,
+    },
 }  # fmt: skip
 
 
