@@ -18,6 +18,10 @@ DATASETS = {
     "msrs": "models.datasets.msrs:MSRS",
     "soda": "models.datasets.soda:SODA",
     "scutseg": "models.datasets.scutseg:SCUTSeg",
+    "fmb": "models.datasets.fmb:FMB",
+    "m3fd": "models.datasets.pairs:M3FD",
+    "llvip": "models.datasets.pairs:LLVIP",
+    "roadscene": "models.datasets.pairs:RoadScene",
 }
 GENERATORS = {
     "syndiff": "models.generators.syndiff:SynDiff",
