@@ -142,7 +142,7 @@ def show(run: str | None = None, /, *, json: Annotated[bool, PLAIN] = False) -> 
 
 @app.command(name="list")
 def list_() -> Reply:
-    """List the recipes, datasets, generators and segmenters."""
+    """List the recipes, datasets, generators, fusers and segmenters."""
     from flows import display
 
     return Reply(display.tables)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import DATASETS, GENERATORS, SEGMENTERS
+from models import DATASETS, FUSERS, GENERATORS, SEGMENTERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +66,8 @@ def tables(console: Console) -> None:
     """The tables of contents."""
     from rich.markup import escape
 
-    groups = {"Recipes": recipes(), "Datasets": DATASETS, "Generators": GENERATORS, "Segmenters": SEGMENTERS}
+    groups = {"Recipes": recipes(), "Datasets": DATASETS, "Generators": GENERATORS, "Fusers": FUSERS,
+              "Segmenters": SEGMENTERS}
     for kind, names in groups.items():
         console.print(kind, style="bold")
         for name, about in names.items():

@@ -20,6 +20,10 @@ DATASETS = {
     "scutseg": "models.datasets.scutseg:SCUTSeg",
     "voc": "models.datasets.voc:VOC",
     "coco": "models.datasets.coco:COCO",
+    "fmb": "models.datasets.fmb:FMB",
+    "m3fd": "models.datasets.pairs:M3FD",
+    "llvip": "models.datasets.pairs:LLVIP",
+    "roadscene": "models.datasets.pairs:RoadScene",
 }
 GENERATORS = {
     "syndiff": "models.generators.syndiff:SynDiff",
@@ -28,6 +32,13 @@ GENERATORS = {
 LEARNERS = {
     "anchored": "models.segmenters.anchored:Anchored",
     "msanet": "models.segmenters.msanet:MSANet",
+}
+FUSERS = {
+    "average": "models.fusers.controls:Average",
+    "maximum": "models.fusers.controls:Maximum",
+    "saliency": "models.fusers.controls:Saliency",
+    "segmif": "models.fusers.segmif:SegMiF",
+    "sgdfuse": "models.fusers.sgdfuse:SGDFuse",
 }
 SEGMENTERS = {
     "prototype": "models.segmenters.prototype:Prototype",

@@ -94,7 +94,7 @@ def _mobilenet_v2(settings: EncoderSettings) -> Parts:
 
     pretrained = MobileNet_V2_Weights.IMAGENET1K_V1 if settings.weights == "pretrained" else None
     net = mobilenet_v2(weights=pretrained)
-    _load(net, settings.weights)
+    load_weights(net, settings.weights)
     layers = net.features
     if settings.dilated:
         _dilate(layers[7:14], 2, settings.dilate_first_block)
@@ -115,7 +115,7 @@ def _vgg16(settings: EncoderSettings) -> Parts:
     net.features = layers = make_layers(cfgs["D"], batch_norm=True)
     if settings.weights == "pretrained":
         net.load_state_dict(VGG16_BN_Weights.IMAGENET1K_V1.get_state_dict(progress=False), strict=False)
-    _load(net, settings.weights)
+    load_weights(net, settings.weights)
     for layer in layers:
         if isinstance(layer, nn.MaxPool2d):
             layer.ceil_mode = True
@@ -147,7 +147,7 @@ def _timm(settings: EncoderSettings) -> Parts:
     except (NotImplementedError, TypeError, AssertionError) as error:
         why = str(error) or "its strides are fixed"
         raise UsageError(f"{settings.name} cannot be dilated ({why}); set encoder.dilated=false.") from error
-    _load(net, settings.weights)
+    load_weights(net, settings.weights)
     return _resnet(net, settings)
 
 
@@ -169,7 +169,11 @@ def _width(block: nn.Module) -> int:
     return getattr(block, "conv3", block.conv2).out_channels
 
 
-def _load(net: nn.Module, weights: str) -> None:
+def load_weights(net: nn.Module, weights: str) -> None:
+    """Weights of a .pth or .safetensors file into `net`; "random" and "pretrained" are left to who built it.
+
+    Raises UsageError when the file is absent, unreadable or lacks tensors.
+    """
     if weights in ("random", "pretrained"):
         return
     path = Path(weights)

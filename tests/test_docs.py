@@ -14,7 +14,7 @@ import yaml
 
 from flows.cli import app
 from flows.recipes import RECIPES
-from models import DATASETS, GENERATORS, SEGMENTERS
+from models import DATASETS, FUSERS, GENERATORS, SEGMENTERS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "infra/README.md")
@@ -89,7 +89,7 @@ def test_a_recipe_that_is_named_exists() -> None:
 def test_list_names_everything(thermofuse_home: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "flows.cli", "list"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for name in [*DATASETS, *GENERATORS, *SEGMENTERS, *RECIPES]:
+    for name in [*DATASETS, *GENERATORS, *FUSERS, *SEGMENTERS, *RECIPES]:
         assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.stdout), name
 
 

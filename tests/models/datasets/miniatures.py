@@ -131,8 +131,47 @@ def coco_outlines(root: Path) -> Path:
     return root
 
 
-MINIATURES: dict[str, Callable[[Path], Path]] = {"folder": folder, "msrs": msrs, "soda": soda, "scutseg": scutseg,
-                                                 "voc": voc, "coco": coco}
+def fmb(root: Path) -> Path:
+    for split, stems in {"train": ("00001", "00002"), "test": ("00003",)}.items():
+        for stem in stems:
+            save(root / split / "Infrared" / f"{stem}.png", grey(int(stem)))
+            save(root / split / "Visible" / f"{stem}.png", colour(int(stem)))
+            save(root / split / "Label" / f"{stem}.png", label(*range(1, 15)))
+            save(root / split / "color" / f"{stem}.png", colour(9))
+    return root
+
+
+def m3fd(root: Path) -> Path:
+    for seed, stem in enumerate(("00000", "00001")):
+        save(root / "ir" / f"{stem}.png", np.repeat(grey(seed)[..., None], 3, -1))  # 24-bit grey, as published
+        save(root / "vi" / f"{stem}.png", colour(seed))
+    (root / "meta").mkdir()
+    (root / "meta" / "val.txt").write_text("00000.png")
+    return root
+
+
+def llvip(root: Path) -> Path:
+    for part, stem in (("train", "010001"), ("test", "190001")):
+        save(root / "infrared" / part / f"{stem}.jpg", np.repeat(grey(1)[..., None], 3, -1))
+        save(root / "visible" / part / f"{stem}.jpg", colour(1))
+    return root
+
+
+def roadscene(root: Path) -> Path:
+    for seed, stem in enumerate(("FLIR_00006", "FLIR_00018")):
+        height = HEIGHT - 3 * seed
+        save(root / "cropinfrared" / f"{stem}.jpg", grey(seed)[:height])
+        save(root / "crop_LR_visible" / f"{stem}.jpg", colour(seed)[:height])
+        save(root / "crop_HR_visible" / f"{stem}.jpg", np.repeat(colour(seed), 3, 0))
+    for folder in ("crop_LR_visible", "crop_HR_visible"):
+        (root / folder / "Thumbs.db").write_bytes(b"no picture")
+    return root
+
+
+MINIATURES: dict[str, Callable[[Path], Path]] = {
+    "folder": folder, "msrs": msrs, "soda": soda, "scutseg": scutseg, "voc": voc, "coco": coco,
+    "fmb": fmb, "m3fd": m3fd, "llvip": llvip, "roadscene": roadscene,
+}  # fmt: skip
 
 
 def miniature(name: str, root: Path) -> Dataset:

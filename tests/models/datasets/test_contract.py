@@ -7,6 +7,7 @@ import pytest
 
 from models import DATASETS
 from models.datasets.base import Dataset, open_dataset
+from models.datasets.pairs import PairDataset
 from models.errors import UsageError
 from tests.models.datasets.miniatures import MINIATURES, miniature
 
@@ -21,17 +22,18 @@ def dataset(name, tmp_path):
 def test_it_describes_itself(dataset):
     assert isinstance(dataset, Dataset)
     assert dataset.name and len(set(dataset.classes)) == len(dataset.classes)
+    assert isinstance(dataset, PairDataset) == (not dataset.classes), "only pairs for fusion have no classes"
     assert len(dataset.palette) == len(dataset.classes)
 
 
 def test_its_colours_can_be_told_apart(dataset):
     distances = [np.abs(np.subtract(a, b)).sum() for a, b in combinations(((0, 0, 0), *dataset.palette), 2)]
-    assert min(distances) > 60
+    assert min(distances, default=100) > 60
 
 
 def test_folds_partition_the_classes_that_are_not_ignored(dataset):
     named = [name for fold in dataset.folds for name in fold]
-    assert len(dataset.folds) >= 2
+    assert len(dataset.folds) >= (2 if dataset.classes else 0)
     assert sorted(named) == sorted(set(dataset.classes) - set(dataset.ignored))
 
 
@@ -40,7 +42,10 @@ def test_items_have_safe_unique_ids_and_known_splits(dataset):
     ids = [item.id for item in items]
     assert len(set(ids)) == len(ids) > 0
     assert all(set(id) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for id in ids)
-    assert {"train", "test"} <= {item.split for item in items} <= {"train", "test", "unlabelled", "visible"}
+    splits = {item.split for item in items}
+    assert {"train", "test"} <= splits <= {"train", "test", "unlabelled", "visible"} or not dataset.classes
+    assert splits == {"unlabelled"} or dataset.classes
+    assert dataset.classes or all(item.infrared and item.visible for item in items), "a pair is two pictures"
     assert all(item.label for item in items if item.split in ("train", "test"))
     assert items == dataset.items()
 

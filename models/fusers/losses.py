@@ -1,0 +1,64 @@
+"""What SegMiF and SGDFuse are trained by: intensity, gradients, structure, inside masks and outside.
+
+|∇x| is |Sobel x| + |Sobel y| with a reflected border. All losses are float32 scalars.
+
+Legend: B batch, c channels, H W height and width; pictures are float in 0..1, masks in 0..1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import l1_loss, mse_loss
+
+from models.fusers.filters import edges, filter_valid, gaussian_taps
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Mean structural similarity of [B,c,H,W] each, 11 x 11 Gaussian (σ 1.5) where it fits; sides of 11 or more."""
+    taps = gaussian_taps(11, 1.5)
+    mean_x, mean_y, xx, yy, xy = filter_valid(torch.stack([x, y, x * x, y * y, x * y]).float(), taps)
+    c1, c2 = 0.01**2, 0.03**2
+    likeness = (2 * mean_x * mean_y + c1) * (2 * (xy - mean_x * mean_y) + c2)
+    scale = (mean_x.square() + mean_y.square() + c1) * (xx - mean_x.square() + yy - mean_y.square() + c2)
+    return (likeness / scale).mean()
+
+
+def warm_up_loss(fused: Tensor, target: Tensor) -> Tensor:
+    """SegMiF's first round: |u - t| + ||∇u| - |∇t||, means. [B,1,H,W] each."""
+    return l1_loss(fused, target) + l1_loss(edges(fused), edges(target))
+
+
+def target_loss(fused: Tensor, target: Tensor) -> Tensor:
+    """SegMiF's later rounds: MSE(u, t) + 1.1 (1 - SSIM(u, t)). [B,1,H,W] each."""
+    return mse_loss(fused, target) + 1.1 * (1 - ssim(fused, target))
+
+
+def maximum_loss(fused: Tensor, infrared: Tensor, visible: Tensor, gradient_weight: float = 10.0) -> Tensor:
+    """|u - max(a, b)| + α ||∇u| - max(|∇a|, |∇b|)|, means: SGDFuse's Stage I. [B,c,H,W]; infrared may have c = 1."""
+    brightest = torch.maximum(infrared.expand_as(visible), visible)
+    sharpest = torch.maximum(edges(infrared).expand_as(visible), edges(visible))
+    return l1_loss(fused, brightest) + gradient_weight * l1_loss(edges(fused), sharpest)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Σ (mask ⊙ values) / Σ mask per image, [B]; 0 where the mask is empty."""
+    mask = mask.expand_as(values).float()
+    return (mask * values).flatten(1).sum(1) / (mask.flatten(1).sum(1) + 1e-6)
+
+
+def masked_losses(
+    estimate: Tensor, first: Tensor, infrared: Tensor, visible: Tensor, mask_infrared: Tensor, mask_visible: Tensor
+) -> dict[str, Tensor]:
+    """SGDFuse's Stage II on its estimate of x_0, per image [B]: intensity and gradient inside masks, F1 outside.
+
+    estimate, first (F1) and visible [B,c,H,W], infrared and masks [B,1,H,W]. Empty masks leave `background` alone.
+    """
+    salient = (mask_infrared + mask_visible).clamp(0, 1)
+    sharpest = torch.maximum(edges(infrared).expand_as(visible), edges(visible))
+    hot = masked_mean((estimate - infrared).abs(), mask_infrared)
+    return {
+        "intensity": hot + masked_mean((estimate - visible).abs(), mask_visible * (1 - mask_infrared)),
+        "gradient": masked_mean((edges(estimate) - sharpest).abs(), salient),
+        "background": ((1 - salient) * (estimate - first).abs()).flatten(1).mean(1),
+    }

@@ -1,0 +1,76 @@
+"""Losses at points whose value is known, and masks that may be empty."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from models.fusers.filters import edges
+from models.fusers.losses import masked_losses, masked_mean, maximum_loss, ssim, target_loss, warm_up_loss
+
+
+def pictures(count: int = 3) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.rand(count, 2, 1, 24, 30)
+
+
+def test_ssim_is_the_usual_one():
+    x, y, _ = pictures()
+    _, whole = structural_similarity_index_measure(x, y, data_range=1.0, return_full_image=True)
+    assert ssim(x, y).item() == pytest.approx(whole[..., 5:-5, 5:-5].mean().item(), abs=1e-5)
+    assert ssim(x, x).item() == pytest.approx(1)
+
+
+def test_a_target_that_is_reached_costs_nothing():
+    x, y, _ = pictures()
+    for loss in (warm_up_loss, target_loss):
+        assert loss(x, x).item() == pytest.approx(0, abs=1e-6)
+        assert loss(x, y) > 0.1
+    shifted = warm_up_loss(x + 0.25, x)
+    assert shifted.item() == pytest.approx(0.25, abs=1e-5), "a constant has no gradient"
+
+
+def test_the_maximum_is_of_both():
+    infrared, visible = torch.zeros(1, 1, 16, 16), torch.zeros(1, 3, 16, 16)
+    infrared[..., :4], visible[..., 10:] = 0.9, 0.6
+    best = torch.maximum(infrared, visible)
+    assert maximum_loss(best, infrared, visible).item() == pytest.approx(0, abs=1e-5)
+    assert maximum_loss(infrared.expand_as(visible), infrared, visible) > 0.2
+    flat = torch.full_like(visible, 0.5)
+    sharp = torch.maximum(edges(infrared).expand_as(visible), edges(visible)).mean()
+    brightest = (flat - best).abs().mean()
+    assert maximum_loss(flat, infrared, visible, 7.0).item() == pytest.approx((brightest + 7 * sharp).item(), rel=1e-4)
+
+
+def test_a_masked_mean_is_over_the_mask_alone():
+    values = torch.arange(16.0).view(1, 1, 4, 4).expand(2, 3, -1, -1)
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, 0, 0, :2] = 1
+    assert masked_mean(values, mask).tolist() == pytest.approx([0.5, 0], abs=1e-5)
+    mask[0] *= 0.5
+    assert masked_mean(values, mask)[0].item() == pytest.approx(0.5, abs=1e-5), "soft masks weigh"
+
+
+@pytest.mark.parametrize("masks", ["empty", "full", "random"])
+def test_losses_are_finite_whatever_the_masks(masks):
+    estimate, infrared, visible = pictures().requires_grad_()
+    first = (infrared + visible) / 2
+    torch.manual_seed(1)
+    both = {"empty": torch.zeros, "full": torch.ones, "random": torch.rand}[masks](2, 2, 1, 24, 30)
+    losses = masked_losses(estimate, first, infrared, visible, *both)
+    assert all(value.shape == (2,) and torch.isfinite(value).all() for value in losses.values())
+    sum(value.sum() for value in losses.values()).backward()
+    if masks == "empty":
+        assert losses["intensity"].sum() == losses["gradient"].sum() == 0
+        torch.testing.assert_close(losses["background"], (estimate - first).abs().mean((1, 2, 3)))
+    if masks == "full":
+        assert losses["background"].sum() == 0
+        torch.testing.assert_close(losses["intensity"], (estimate - infrared).abs().mean((1, 2, 3)), atol=1e-5, rtol=0)
+
+
+def test_infrared_has_the_say_where_both_masks_are():
+    _, infrared, visible = pictures()
+    ones = torch.ones_like(infrared)
+    same = masked_losses(infrared, infrared, infrared, visible, ones, ones)
+    assert same["intensity"].abs().max() < 1e-6
