@@ -28,6 +28,10 @@ from models.segmenters.prototype import BACKGROUND, FOREGROUND, NEAR_BACKGROUND,
 from models.segmenters.similarity import SoftMask, evidence, prototype, style_discrepancy, to_grid
 
 
+STEP = 0.1
+"""Of the threshold. Margins are of the order 0.1: without it one step of Adam would leap over all useful thresholds."""
+
+
 @dataclass(frozen=True)
 class AnchoredSettings:
     """width: channels of the decoder (256 in the papers). raw_width: channels of reduced query features and of the
@@ -85,10 +89,10 @@ class Anchored(nn.Module):
         return torch.cat([-score / 2, score / 2], 1)
 
     def anchor(self, maps: Tensor) -> Tensor:
-        """Score [B, 1, h, w] = SCALE·(mix · margins - threshold); at the start exactly the control's."""
+        """Score [B, 1, h, w] = SCALE·(mix · margins - STEP·threshold); at the start exactly the control's."""
         prototypes = maps[:, FOREGROUND] - maps[:, BACKGROUND]
         cells = maps[:, NEAR_FOREGROUND] - maps[:, NEAR_BACKGROUND]
-        return SCALE * (self.mix[0] * prototypes + self.mix[1] * cells - self.threshold)[:, None]
+        return SCALE * (self.mix[0] * prototypes + self.mix[1] * cells - STEP * self.threshold)[:, None]
 
     def _raw(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor | None:
         if not self.raw_width:

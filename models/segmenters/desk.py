@@ -53,12 +53,13 @@ class Desk:
     def __init__(self, bank: FeatureBank, budget: int = 4 << 30) -> None:
         self.bank, self.memory, self.budget = bank, BaseMemory(), budget
         self.held: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.masks: dict[tuple, Tensor] = {}
         self.bytes = 0
 
     def beside(self) -> Desk:
         """A desk for other base learners: pictures and evidence are shared, base maps are not."""
         other = Desk(self.bank, self.budget)
-        other.held = self.held
+        other.held, other.masks = self.held, self.masks
         return other
 
     def lay(
@@ -110,7 +111,13 @@ class Desk:
         return base_map(self.memory.logits(expert, fold, keys, self.bank.get(keys)), own)
 
     def _mask(self, id: str, label: int, layer: str, novel: Sequence[int], policy: str) -> Tensor:
-        return self.bank.canvas.label(episode_mask(self.bank.views.label(id, layer, novel, policy), label))
+        key = (id, label, layer, tuple(novel), policy)
+        if key in self.masks:
+            return self.masks[key]
+        mask = self.bank.canvas.label(episode_mask(self.bank.views.label(id, layer, novel, policy), label))
+        if self.bytes + mask.nbytes <= self.budget:
+            self.masks[key], self.bytes = mask, self.bytes + mask.nbytes
+        return mask
 
 
 def answer(expert: Expert, laid: Evidence | Question) -> EnsembleOut:
