@@ -13,10 +13,10 @@ from models.segmenters.msanet import MSANetSettings
 from models.views import encode
 from tests.models.drawn import tiny_encoder
 
-SIDE, FRAMES, BATCH, STEPS = 96, 12, 4, 250
+SIDE, FRAMES, BATCH, STEPS = 96, 12, 4, 300
 SETTINGS = ExpertSettings(
     base_width=16, learner="msanet", use_base=False,
-    msanet=MSANetSettings(width=24, similarity_width=8, multi_sim=False, rates=(1, 2), dropout=0.0),
+    msanet=MSANetSettings(width=32, similarity_width=8, multi_sim=False, rates=(1, 2), dropout=0.0),
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_blobs_and_bars_are_learnt_and_noise_is_survived(fusion):
     torch.manual_seed(0)
     expert = Expert((48, 192, 96), (1, 2), 2, ExpertSettings(**{**vars(SETTINGS), "fusion": fusion}))
     learners, fusion_weights = expert.ensemble.learners.parameters(), expert.ensemble.fusion.parameters()
-    optimiser = torch.optim.Adam([{"params": learners, "lr": 4e-3}, {"params": fusion_weights, "lr": 5e-2}])
+    optimiser = torch.optim.Adam([{"params": learners, "lr": 6e-3}, {"params": fusion_weights, "lr": 5e-2}])
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, STEPS)
     for step in range(STEPS):
         query, support, wanted = episodes(step, labels)
