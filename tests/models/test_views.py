@@ -95,6 +95,9 @@ def test_the_budget_holds_and_the_oldest_goes(encoder, views, calls):
     held.get([B, C])
     held.get([A])
     assert calls == [1] and list(held.held) == [C, A]
+    held.get([C])
+    held.get([B])
+    assert list(held.held) == [C, B], "the one that was asked for least lately goes"
 
 
 def test_without_a_budget_nothing_is_held_and_all_is_the_same(encoder, views, calls):
