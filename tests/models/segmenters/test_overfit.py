@@ -88,4 +88,4 @@ def test_blobs_and_bars_are_learnt_and_noise_is_survived(fusion):
     with torch.no_grad():
         fused, infrared, blind = iou(expert.eval(), streams, labels)
     assert infrared > 0.9 and blind < 0.6, (fused, infrared, blind)
-    assert fused >= infrared - 0.01, f"fusion {fused:.3f}, infrared alone {infrared:.3f}"
+    assert fused >= infrared - 0.02, f"fusion {fused:.3f}, infrared alone {infrared:.3f}"
