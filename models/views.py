@@ -142,6 +142,9 @@ class FeatureBank:
         fresh: dict[tuple[str, str], Features] = {}
         for start in range(0, len(missing), self.batch):
             fresh |= self._encode(missing[start : start + self.batch])
+        for key in keys:
+            if key in self.held:
+                self.held.move_to_end(key)
         rows = [fresh.get(key) or self.held[key] for key in keys]
         for key, features in fresh.items():
             self._hold(key, features)

@@ -172,7 +172,7 @@ def courses(views: PseudoViews, folds: Iterable[int], settings: MetaSettings) ->
     """Name -> lessons: one per fold, "0", "1", ...; where classes rotate, also "0_1", ... that hold some out."""
     found: dict[str, Lessons] = {}
     for fold in folds:
-        if not (settings.rotate and settings.held_out):
+        if not (settings.rotate and settings.held_out and settings.select_on == "held_out"):
             found[str(fold)] = Lessons(views, fold, settings)
             continue
         found[str(fold)] = whole = Lessons(views, fold, settings, ())

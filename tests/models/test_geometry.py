@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from models.errors import UsageError
-from models.geometry import Augmentation, Canvas, as_image, augment, cells, is_valid, photometric, valid_size
+from models.geometry import (
+    Augmentation,
+    Canvas,
+    as_image,
+    augment,
+    cells,
+    enlarge,
+    is_valid,
+    photometric,
+    valid_size,
+)
 
 FRAMES = [(480, 640), (576, 720), (240, 320), (101, 77), (33, 130)]
 STILL = dict(scale=(1.0, 1.0), rotate=0.0, flip_probability=0.0, photometric_probability=0.0)
@@ -201,3 +212,25 @@ def test_noise_and_blur_stay_in_range():
     soft = Augmentation(photometric_probability=1.0, blur_probability=1.0, blur=(1.0, 1.0), gain=(1.0, 1.0),
                         offset=(0.0, 0.0), gamma=(1.0, 1.0), noise=(0.0, 0.0))
     assert photometric(image, soft, draws()).var() < image.var() / 2
+
+
+@pytest.mark.parametrize("canvas", [(65, 97), (64, 96)])
+@pytest.mark.parametrize("shrink", [1, 3])
+def test_scores_of_the_grid_lie_where_their_pixels_are(canvas, shrink):
+    """On 8n + 1 cell i is pixel 8i; on 8n it is the middle of eight pixels. Both for all pixels and for every third."""
+    grid = cells(*canvas)
+    middle = 0 if canvas[0] % 8 else 3.5
+    places = torch.arange(grid[1], dtype=torch.float32) * 8 + middle
+    found = enlarge(places.expand(1, 1, *grid), canvas, shrink)[0, 0, 0]
+    pixels = interpolate(torch.arange(canvas[1])[None, None].float(), found.shape[0], mode="nearest-exact")[0, 0]
+    inside = (pixels >= places[0]) & (pixels <= places[-1])
+    tolerance = 1e-3 if canvas[0] % 8 or shrink == 1 else 1.0
+    assert (found - pixels)[inside].abs().max() <= tolerance and inside.sum() > 20
+
+
+def test_an_aligned_grid_is_restored_through_its_canvas():
+    canvas, scores = Canvas((65, 97)), torch.randn(1, 2, 9, 13, generator=draws())
+    expected = canvas.restore(enlarge(scores, (65, 97)), 120, 200)
+    assert torch.equal(canvas.restore(scores, 120, 200), expected)
+    square = Canvas((65, 65), "bam").restore(torch.randn(1, 2, 9, 9, generator=draws()), 120, 200)
+    assert square.shape == (1, 2, 120, 200)

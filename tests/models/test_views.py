@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.frames import Frames, layer_name, png_bytes
-from models.geometry import Canvas
+from models.geometry import Canvas, as_image
 from models.views import FeatureBank, Views, encode, episode_mask
 from tests.models.drawn import SIZE, drawn_frames, drawn_translations, tiny_encoder
 
@@ -95,6 +95,9 @@ def test_the_budget_holds_and_the_oldest_goes(encoder, views, calls):
     held.get([B, C])
     held.get([A])
     assert calls == [1] and list(held.held) == [C, A]
+    held.get([C])
+    held.get([B])
+    assert list(held.held) == [C, B], "the one that was asked for least lately goes"
 
 
 def test_without_a_budget_nothing_is_held_and_all_is_the_same(encoder, views, calls):
@@ -180,3 +183,16 @@ def test_an_episode_mask_knows_one_class_and_what_is_unknown():
     assert mask.dtype == torch.uint8 and mask[0].tolist() == [0, 0, 0, 1, 1, 0, 0, 255]
     assert episode_mask(LABEL, 9)[0].tolist() == [0] * 7 + [255]
     assert LABEL[0].tolist() == [0, 1, 1, 2, 2, 3, 3, 255], "the label itself was changed"
+
+
+def test_features_may_rest_in_full_precision(encoder, views):
+    half, full = bank(encoder, views), bank(encoder, views, rest=torch.float32)
+    exact = encode(encoder, Canvas(SIZE).image(as_image(views.picture(*C)))[None])
+    for low, high, level in zip(half.get([C]), full.get([C]), exact, strict=True):
+        assert torch.allclose(high, level, atol=1e-6) and not torch.allclose(low, level, atol=1e-6)
+    assert full.bytes == 2 * half.bytes == 2 * weight(half)
+
+
+def test_the_grid_of_a_canvas_of_8n_plus_1_has_one_cell_more(encoder, views):
+    odd = FeatureBank(encoder, views, Canvas((65, 97)))
+    assert odd.grid == (9, 13) and odd.get([A]).low.shape[-2:] == (9, 13)

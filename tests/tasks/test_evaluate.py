@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from models.backbone import save_encoder
-from models.episode import EpisodeSettings, exam, to_rows
+from models.episode import EpisodeKey, EpisodeSettings, class_index, exam, to_rows
 from models.errors import UsageError
 from models.frames import read_png
 from models.generators.settings import TranslateSettings
 from models.generators.thermal import ThermalColour
 from models.metrics import COLUMNS, COUNTS, episode_counts
 from models.segmenters.anchored import AnchoredSettings
+from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.lessons import Best, MetaSettings
 from tasks import evaluate, places
@@ -208,3 +209,26 @@ def test_a_version_of_another_store_cannot_sit_again(thermofuse_home, barn):
     rescore = sit_again(barn[1], barn[0], TranslateSettings(), ExamSettings(), Compute())
     with pytest.raises(UsageError, match="barn version 3 is not in this store; point THERMOFUSE_STORE"):
         rescore(Version())
+
+
+def test_in_the_exam_no_class_is_left_out_of_the_base_map(folders):
+    """P_b leaves the episode's class out in training alone, even when an exam asks for a base class."""
+    frames, parts = folders
+    label = next(c for c in frames.base(0) if len(class_index(frames, [c], 20, "test")[c]) > 1)
+    query, support = class_index(frames, [label], 20, "test")[label][:2]
+    examiner, key = Examiner({"cache_gb": 1.0}, parts), EpisodeKey(0, label, query, (support,), 0)
+    batch = gather(examiner.bank, [key], ["infrared", "rgb"])
+    expert = examiner.experts[0]
+    found = examiner.answers(key, batch)["fusion"]
+    assert torch.equal(found, expert(batch.query, batch.support, batch.masks).final)
+    trained = expert(batch.query, batch.support, batch.masks, expert.own_index([label])).final
+    assert not torch.allclose(found, trained)
+
+
+def test_a_shard_is_sat_query_by_query(folders, rows):
+    """So that features and base maps serve all classes and seeds of a query; the answers keep their order."""
+    examiner, seen = Examiner({"cache_gb": 1.0}, folders[1]), []
+    examiner.sit = lambda row, draft: seen.append(row["query"]) or {"id": row["id"]}
+    mixed = [rows[n] for n in (3, 0, 5, 1, 4, 2)] + rows
+    assert [answer["id"] for answer in examiner(mixed, Kept())] == [row["id"] for row in mixed]
+    assert len([q for n, q in enumerate(seen) if n == 0 or q != seen[n - 1]]) == len({row["query"] for row in rows})

@@ -178,3 +178,15 @@ def test_each_fold_has_its_own_head_at_half_the_canvas(frames, tmp_path):
         assert torch.equal(again.classify.weight, head.classify.weight)
     text = (tmp_path / "config.json").read_text()
     assert '"width": 16' in text and str(frames.base(3)[-1]) in text
+
+
+def test_labels_lie_on_the_letterbox_as_pictures_do(views, frames):
+    """BAM's canvas is square and the frame wide: its lower part holds nothing to learn."""
+    data = batches(views, size=(65, 65), letterbox="bam", layers=("infrared",))
+    _, labels = data.batch(0, 0)
+    seen = labels["0"]
+    assert seen.shape == (4, 32, 32) and (seen[:, 20:] == 255).all() and (seen[:, :19] != 255).any()
+    logits = _Heads(torch.nn.ModuleDict({"0": PSPNet((4, 6, 8), 9, 16).eval()}), (65, 65))(
+        Features(*(torch.rand(2, c, 9, 9) for c in (4, 6, 8)))
+    )
+    assert logits["0"].shape[-2:] == (32, 32)

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from models.backbone import Wants, build_encoder
 from models.episode import EpisodeKey
 from models.geometry import Canvas
-from models.segmenters.episodes import gather
+from models.segmenters.episodes import BaseMemory, gather
+from models.segmenters.expert import Expert, ExpertSettings
+from models.segmenters.similarity import soft_mask
 from models.views import FeatureBank, Views
-from tests.models.drawn import SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
+from tests.models.drawn import ENCODER, SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
 
 LAYERS = ("infrared", "rgb")
 
@@ -99,3 +102,38 @@ def test_the_canvas_scales_masks_without_inventing_values(bank, keys):
     batch = gather(small, keys, LAYERS)
     assert batch.masks.shape == (2, 2, 32, 48) and set(batch.targets.unique().tolist()) <= {0, 1, 255}
     assert batch.query[0].low.shape[-2:] == (4, 6)
+
+
+def test_the_high_level_of_masked_supports_is_there_when_it_is_wanted(bank, keys):
+    """BAM's prior: the last stage sees what the mask leaves of the mid level, and the query has none of it."""
+    torch.manual_seed(0)
+    masked = FeatureBank(build_encoder(ENCODER, Wants(masked=True)), bank.views, bank.canvas)
+    batch = gather(masked, keys, LAYERS)
+    assert len(batch.query[0]) == 4 and batch.query[0].blocks.numel() == 0
+    grid = batch.support[0].mid.shape[-2:]
+    share = soft_mask(batch.masks, tuple(grid)).foreground
+    for levels in batch.support:
+        for b in range(2):
+            expected = masked.encoder.masked(levels.mid[b], share[b][:, None])
+            assert torch.allclose(levels.masked[b], expected, atol=1e-5)
+            assert not torch.allclose(levels.masked[b], levels.high[b])
+    assert len(gather(bank, keys, LAYERS).support[0]) == 3
+
+
+def test_a_base_map_is_made_once_per_picture(bank, keys):
+    torch.manual_seed(0)
+    expert = Expert(bank.encoder.channels, (1, 2, 3), 2, ExpertSettings(base_width=16)).eval()
+    asked, calls = [(key.query, "infrared") for key in keys], []
+    expert.base.register_forward_hook(lambda *_: calls.append(1))
+    query, memory = gather(bank, keys, LAYERS).query[0], BaseMemory()
+    with torch.no_grad():
+        expected = expert.base_logits(query, bank.grid)
+        calls.clear()
+        first, again = (memory.logits(expert, 0, asked, query) for _ in range(2))
+        assert torch.allclose(first, expected, atol=1e-5) and torch.equal(first, again) and len(calls) == 2
+        memory.logits(expert, 1, asked, query)
+        assert len(calls) == 4, "another fold has another base learner"
+        poor = BaseMemory(budget=0)
+        assert torch.equal(poor.logits(expert, 0, asked, query), first) and not poor.held
+    without = Expert(bank.encoder.channels, (1, 2), 2, ExpertSettings(base_width=16, use_base=False))
+    assert memory.logits(without, 0, asked, query) is None

@@ -19,7 +19,7 @@ from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.desk import Desk
 from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
-from models.segmenters.lessons import Best, Lessons, MetaSettings, courses, held_out_score
+from models.segmenters.lessons import SELECTIONS, Best, Lessons, MetaSettings, courses, held_out_score
 from models.segmenters.prototype import Prototype
 from models.segmenters.similarity import soft_mask, to_grid
 from models.views import PSEUDO, STREAMS, FeatureBank, PseudoViews, Stream
@@ -33,7 +33,7 @@ ALL_LAYERS = ("infrared", "lightness", "rgb", "rgb_lightness")
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory):
-    frames = drawn_frames(tmp_path_factory.mktemp("frames"), train=40, test=2)
+    frames = drawn_frames(tmp_path_factory.mktemp("frames"), train=40, test=8)
     synthetic = drawn_translations(tmp_path_factory.mktemp("synthetic"), frames)
     views = PseudoViews(frames, synthetic, drawn_refined(tmp_path_factory.mktemp("refined"), frames, ALL_LAYERS[1:]))
     return FeatureBank(tiny_encoder(), views, Canvas(SIZE))
@@ -299,3 +299,25 @@ def test_the_held_out_score_is_miou_over_the_classes(bank):
     expected = np.mean([both / either for both, either in sums.values()])
     assert 0 < expected < 1
     assert held_out_score(expert, lesson.validation(), lesson, Desk(bank).ask) == pytest.approx(expected, abs=0.01)
+
+
+def test_selection_on_the_test_split_is_said_aloud_and_holds_nothing_out(bank):
+    """For parity alone: novel classes of test frames, seen with their labels; the default never asks for one."""
+    frames = bank.views.frames
+    lesson = lessons(bank, select_on="test", min_pixels=1)
+    assert set(lesson.classes) == set(frames.base(0)) and lesson.held_out == () == lesson.hidden
+    asked_for = [e for fold in FOLDS for e in lessons(bank, fold, select_on="test", min_pixels=1).validation()]
+    assert asked_for, "two test frames share no novel class: nothing was tried"
+    for e in asked_for:
+        assert {frames.split(id) for id in (e.query, *e.supports)} == {"test"}
+    assert {e.label for e in lesson.validation()} <= set(frames.novel(0))
+    assert "NOVEL CLASSES" in SELECTIONS["test"] and "NOVEL CLASSES" in MetaSettings.__doc__
+    assert replace(SETTINGS, select_on="test", held_out=0).selects and not replace(SETTINGS, held_out=0).selects
+    assert list(courses(bank.views, [0], replace(SETTINGS, select_on="test", rotate=True))) == ["0"], "nothing rotates"
+    default = lessons(bank, min_pixels=1)
+    assert default.hidden == frames.novel(0) and not {e.label for e in default.validation()} & set(frames.novel(0))
+
+
+def test_an_unknown_selection_lists_the_known_ones():
+    with pytest.raises(UsageError, match="no select_on 'novel'; choose held_out or test"):
+        MetaSettings(select_on="novel")

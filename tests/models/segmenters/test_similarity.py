@@ -66,6 +66,14 @@ def test_soft_masks_are_area_shares_and_ignored_pixels_are_in_neither():
     assert background.tolist() == [[[[0.5, 1.0]], [[1.0, 0.0]]]]
 
 
+def test_on_a_canvas_of_8n_plus_1_a_cell_looks_at_its_pixel():
+    mask = torch.zeros(1, 1, 17, 25, dtype=torch.uint8)
+    mask[0, 0, 8, 16], mask[0, 0, 0, 0] = 1, 255
+    foreground, background = soft_mask(mask, (3, 4))
+    assert foreground.nonzero().tolist() == [[0, 0, 1, 2]] and foreground.max() == 1
+    assert (background + foreground).flatten().tolist() == [0.0] + [1.0] * 11
+
+
 def test_levels_of_all_strides_join_one_grid_at_unit_length():
     strides = Features(rand(2, 6, 8, 12), rand(2, 9, 4, 6), rand(2, 4, 2, 3))
     supports = Features(*(torch.stack([level, level], 1) for level in strides))
