@@ -1,4 +1,4 @@
-"""The command line: `thermofuse run`, `study`, `show`, `list`, `predict`, `promote`, `rollback`.
+"""The command line: `thermofuse run`, `study`, `show`, `list`, `predict`, `fuse`, `promote`, `rollback`.
 
 A command returns a Reply and prints nothing itself. `main` writes the reply to stdout and lets nothing else get there:
 whatever Ray, Prefect and MLflow print, in this process or in theirs, goes to stderr. Engines are imported inside the
@@ -180,6 +180,36 @@ def predict(
 
     share = segment(image, support, out, model=model, version=version, fold=fold)
     return _sentence(f"{out}: {100 * share:.1f} % of the image")
+
+
+@app.command
+def fuse(
+    folder: Path,
+    /,
+    *,
+    fuser: str = "saliency",
+    out: Path,
+    seed: int = 0,
+) -> Reply:
+    """Fuse aligned pairs: FOLDER/infrared with FOLDER/visible, by file name.
+
+    Parameters
+    ----------
+    folder
+        Holds infrared/ and visible/ with pictures of equal names and sizes.
+    fuser
+        average, maximum or saliency, or the folder of a fitted fuser.
+    out
+        Where to write the fused pictures, PNG, and metrics.csv.
+    seed
+        Of the noise of fusers that draw some.
+    """
+    from flows import display
+    from tasks.fuse import fuse_folder
+
+    with display.progress():
+        table = fuse_folder(folder, fuser, out, seed)
+    return Reply(lambda console: display.fused(console, table, out))
 
 
 @app.command

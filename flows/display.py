@@ -109,6 +109,18 @@ def _gain(row: dict[str, Any], reference: str) -> str:
     return f"[{style}]{value:+.1f}[/] [dim]{low:+.1f}–{high:+.1f}[/]"
 
 
+def fused(console: Console, table: Any, out: Path) -> None:
+    """What fusing a folder gave (`tasks.fuse.fuse_folder`): how many pictures, their mean metrics, what went wrong."""
+    good = table[table["error"].isna()]
+    console.print(f"{out}: {len(good)} of {len(table)} pairs fused", soft_wrap=True, highlight=False, markup=False)
+    means = good.drop(columns=["name", "error"]).mean()
+    if len(means):
+        words = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        console.print(words, soft_wrap=True, highlight=False, markup=False)
+    for row in table[table["error"].notna()].to_dict("records"):
+        console.print(f"{row['name']}: {row['error']}", style="red", soft_wrap=True, highlight=False, markup=False)
+
+
 def recipes() -> dict[str, str]:
     """Name -> first line of its documentation, read from the source: importing the recipes would import torch."""
     origin = importlib.util.find_spec("flows.recipes").origin

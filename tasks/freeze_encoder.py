@@ -25,7 +25,7 @@ def freeze_encoder(settings: EncoderSettings) -> Ref:
     folder beside it. Raises UsageError that says where it looked.
     """
     store = places.store()
-    path = settings.weights if settings.weights in GIVEN else str(_found(settings.weights))
+    path = settings.weights if settings.weights in GIVEN else str(found_weights(settings.weights))
     content = path if path in GIVEN else hashlib.sha256(Path(path).read_bytes()).hexdigest()
     digest = digest_of("encoder", [], replace(settings, weights=content), CODE)
     if found := store.find("encoder", digest):
@@ -37,7 +37,8 @@ def freeze_encoder(settings: EncoderSettings) -> Ref:
     return draft.commit(None, {"name": settings.name, "weights": Path(settings.weights).name}, count=1)
 
 
-def _found(weights: str) -> Path:
+def found_weights(weights: str) -> Path:
+    """The file that `weights` means. Raises UsageError that says where it looked."""
     root = places.data_root()
     places_tried = [Path(weights), root / weights, root / "weights" / weights, root.parent / "weights" / weights]
     for path in places_tried:

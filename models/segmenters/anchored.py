@@ -27,7 +27,6 @@ from models.errors import UsageError
 from models.segmenters.prototype import BACKGROUND, FOREGROUND, NEAR_BACKGROUND, NEAR_FOREGROUND, SCALE, Prototype
 from models.segmenters.similarity import SoftMask, evidence, prototype, style_discrepancy, to_grid
 
-
 STEP = 0.1
 """Of the threshold. Margins are of the order 0.1: without it one step of Adam would leap over all useful thresholds."""
 

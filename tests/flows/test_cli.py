@@ -303,4 +303,23 @@ def test_help_and_version_go_to_stdout(capfd):
     assert "rollback" in capfd.readouterr().out
     assert main(["--version"]) == 0
     assert capfd.readouterr().out.strip().count(".") == 2
-    assert {"run", "show", "list", "predict", "promote", "rollback"} <= set(app)
+    assert {"run", "show", "list", "predict", "fuse", "promote", "rollback"} <= set(app)
+
+
+def test_fuse_writes_pictures_and_says_how_good_they_are(tmp_path, capfd):
+    import numpy as np
+    from PIL import Image
+
+    for layer, shape in (("infrared", (44, 50)), ("visible", (44, 50, 3))):
+        (tmp_path / layer).mkdir()
+        for name in ("a", "b"):
+            pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels[: 40 if (layer, name) == ("visible", "b") else None]).save(
+                tmp_path / layer / f"{name}.png"
+            )
+    assert main(["fuse", str(tmp_path), "--fuser", "average", "--out", str(tmp_path / "out")]) == 0
+    out, _ = capfd.readouterr()
+    assert "1 of 2 pairs fused" in out and "Qabf 0." in out and "b: the layers differ in size" in out
+    assert (tmp_path / "out" / "a.png").is_file()
+    assert main(["fuse", str(tmp_path), "--fuser", "segmif", "--out", str(tmp_path / "out")]) == 2
+    assert "has to be fitted first" in capfd.readouterr().err

@@ -9,6 +9,7 @@ import torch
 from models.errors import UsageError
 from models.fusers.colour import luminance
 from models.fusers.saliency import saliency_blend
+from models.fusers.segmif import SegMiF
 from tests.models.fusers.small import pair, small
 
 
@@ -89,3 +90,14 @@ def test_export_rounds_once_and_does_not_stretch():
 def test_unknown_semantics_are_told():
     with pytest.raises(UsageError, match="saliency, visible, none"):
         small("segmif", semantics="labels")
+
+
+@pytest.mark.parametrize("size", [(2, 320, 320), (1, 480, 640), (1, 600, 800), (1, 479, 641)])
+def test_the_published_sizes_fit_the_full_network(size):
+    with torch.device("meta"):
+        fuser, batch = SegMiF(classes=15).eval(), size[0]
+        infrared, visible, blend = (torch.empty(batch, c, *size[1:]) for c in (1, 3, 1))
+        with torch.no_grad():
+            out = fuser.fuse(infrared, visible, {"saliency": blend})
+            assert out.image.shape == visible.shape and out.luminance.shape == infrared.shape
+            assert fuser.segment(out.image).shape == (batch, 15, *size[1:])

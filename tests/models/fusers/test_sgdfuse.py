@@ -117,3 +117,14 @@ def test_the_channels_are_those_of_the_configurations():
 def test_settings_that_do_not_fit_are_told(changes, words):
     with pytest.raises(UsageError, match=words):
         small("sgdfuse", **changes)
+
+
+@pytest.mark.parametrize("size", [(160, 160), (480, 640), (329, 500)])
+@pytest.mark.parametrize("configuration", ["paper5", "fast"])
+def test_the_published_sizes_fit_the_full_network(configuration, size):
+    with torch.device("meta"):
+        fuser = SGDFuse(configuration).eval()
+        infrared, visible = torch.empty(3, 1, *size), torch.empty(3, 3, *size)
+    with torch.inference_mode():
+        out = fuser.fuse(infrared, visible)
+    assert out.image.shape == visible.shape and out.extras["first"].shape == infrared.shape

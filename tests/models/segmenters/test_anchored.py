@@ -58,7 +58,7 @@ def test_the_anchor_weighs_two_margins_and_a_threshold(episode):
     model, maps = learner(FORMS[2]), evidence(*unit(episode))
     with torch.no_grad():
         model.mix.copy_(torch.tensor([0.3, 0.6]))
-        model.threshold.fill_(0.05)
+        model.threshold.fill_(0.5)
     expected = SCALE * (0.3 * (maps[:, 15] - maps[:, 16]) + 0.6 * (maps[:, 17] - maps[:, 18]) - 0.05)
     assert torch.allclose(margin(model(*episode)[0]), expected, atol=1e-5)
 

@@ -1,0 +1,179 @@
+"""Fit a fuser on the aligned pairs of the train split.
+
+Test frames are never read. Classes that are novel in any of the given folds are unknown pixels to a fuser that learns
+from labels, so that nothing of them reaches the few-shot learners by way of the fused picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models import FUSERS, find
+from models.errors import UsageError
+from models.frames import Frames
+from models.fusers.settings import FuserSettings, MaskSettings
+from tasks import places
+from tasks.checkpoints import Checkpoints, seed_step
+from tasks.fanout import Compute
+from tasks.freeze_encoder import GIVEN, found_weights
+from tasks.stage import stage
+from tasks.store import Ref, digest_of
+from tasks.train import fit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from models.fusers.training import Pairs
+
+KIND = "fuser"
+CODE = ("models.fusers", "models.generators.pictures", "tasks.fit_fuser")
+LOG_EVERY = 10  # reading a loss waits for the GPU
+CACHED = 2000  # frames a worker keeps in memory
+
+
+@dataclass(frozen=True)
+class FuserJob:
+    """What a worker is told. folds: those whose novel classes are hidden. weights: digest of the encoder's file."""
+
+    settings: FuserSettings
+    folds: tuple[int, ...] = ()
+    weights: str = ""
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+
+@stage("fit_fuser")
+def fit_fuser(frames: Ref, settings: FuserSettings, folds: Sequence[int], compute: Compute) -> Ref:
+    """The folder of a fuser (`models.fusers.base.load_fuser` opens it), `history.parquet` beside it.
+
+    Raises UsageError when there are no pairs to learn from, or the settings do not fit together.
+    """
+    kind = find(FUSERS, settings.fuser)
+    told = replace(settings, splits=(), visible="visible", masks=found_masks(settings.masks))
+    job = with_weights(FuserJob(told, tuple(folds)))
+    if kind.trainer is None:
+        return _given(kind, settings.fuser)
+    training_pairs(Frames.open(places.store().local(frames)), kind)
+    return fit(fusion_loop, KIND, [frames], job, CODE, compute)
+
+
+def training_pairs(frames: Frames, kind: Any) -> list[str]:
+    """Ids of the train frames with all that `kind` learns from. Raises UsageError when there are none."""
+    layers = ("infrared", "visible", *(("label",) if kind.needs_labels else ()))
+    ids = [id for id in frames.ids("train") if all(frames.has(id, layer) for layer in layers)]
+    if not ids:
+        wanted = " and ".join(layers)
+        raise UsageError(f"{frames.dataset} has no train frames with {wanted}; choose data that has, or a control.")
+    return ids
+
+
+def with_weights(job: FuserJob) -> FuserJob:
+    """The same with the weights file of `network`, if it names one, found (as `encoder.weights` is) and digested."""
+    weights = job.settings.network.get("weights", "random")
+    if weights in GIVEN:
+        return job
+    path = found_weights(weights)
+    network = {**job.settings.network, "weights": str(path)}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(job, settings=replace(job.settings, network=network), weights=digest)
+
+
+def found_masks(settings: MaskSettings) -> MaskSettings:
+    """The same with paths that are relative looked up under $THERMOFUSE_DATA."""
+    root = places.data_root()
+    return replace(
+        settings,
+        folder=settings.folder and str(root / settings.folder),
+        checkpoint=settings.checkpoint and str(root / settings.checkpoint),
+    )
+
+
+def fusion_loop(config: dict) -> None:
+    """What each training worker runs: one step of the fuser's trainer at a time."""
+    import torch
+
+    job: FuserJob = config["settings"]
+    settings, frames = job.settings, Frames.open(config["folders"][0])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seed_step(settings.seed, -1)  # the same start on every rank
+    trainer = build(settings, frames).to(device)
+    checkpoints = Checkpoints(config, settings.iterations, **trainer.parts("fuser"))
+    draw = PairCrops(frames, job)
+    for step in range(checkpoints.restore(), settings.iterations):
+        rng = seed_step(settings.seed, step, checkpoints.rank)
+        losses = trainer.iterate(draw(rng).to(device), step)
+        if step % LOG_EVERY == 0 or step + 1 == settings.iterations:
+            checkpoints.log(step, **losses)
+        if (step + 1) % settings.checkpoint_every == 0:
+            checkpoints.save(step + 1)
+    checkpoints.finish(trainer.fuser.save)
+
+
+def build(settings: FuserSettings, frames: Frames) -> Any:
+    """The trainer of a fresh fuser; one that segments knows the data's classes and background.
+
+    Raises UsageError when `network` names an argument that the fuser does not have.
+    """
+    from pkgutil import resolve_name
+
+    kind = find(FUSERS, settings.fuser)
+    arguments = {"classes": len(frames.classes) + 1} if kind.needs_labels else {}
+    arguments |= settings.network
+    try:
+        fuser = kind(**arguments)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(kind).parameters))
+        raise UsageError(f"fuser.network does not fit {settings.fuser} ({error}); it takes {known}.") from error
+    return resolve_name(kind.trainer)(settings, fuser)
+
+
+class PairCrops:
+    """Draws batches of pairs; keeps the frames it has read, and their masks."""
+
+    def __init__(self, frames: Frames, job: FuserJob) -> None:
+        from models.fusers.masks import MaskProvider
+
+        self.frames, self.settings = frames, job.settings
+        self.kind = find(FUSERS, job.settings.fuser)
+        self.ids = training_pairs(frames, self.kind)
+        self.novel = sorted({label for fold in job.folds for label in frames.novel(fold)})
+        self.provider = MaskProvider(job.settings.masks, places.home() / "masks")
+        self.layers = lru_cache(CACHED)(self._layers)
+
+    def __call__(self, rng: np.random.Generator) -> Pairs:
+        from models.fusers.training import crop_pair, stack_pairs
+
+        s = self.settings
+        chosen = [self.ids[i] for i in rng.integers(len(self.ids), size=s.batch)]
+        return stack_pairs([crop_pair(self.layers(id), s.crop, s.scale, rng) for id in chosen])
+
+    def _layers(self, id: str) -> dict[str, np.ndarray]:
+        from models.episode import train_label
+
+        layers = {"infrared": self.frames.infrared(id), "visible": self.frames.visible(id)}
+        if self.kind.needs_labels:
+            return layers | {"label": train_label(self.frames.label(id), self.novel, "ignore")}
+        masks = self.provider.masks(layers["infrared"], layers["visible"], id)
+        return layers | dict(zip(("mask_infrared", "mask_visible"), masks, strict=True))
+
+
+def _given(kind: Any, name: str) -> Ref:
+    """For controls, which need no training: committed here."""
+    store = places.store()
+    digest = digest_of(KIND, [], name, CODE)
+    if found := store.find(KIND, digest):
+        return found
+    draft = store.draft(KIND, digest)
+    with tempfile.TemporaryDirectory() as folder:
+        kind().save(Path(folder))
+        draft.upload(Path(folder))
+    return draft.commit(None, {}, count=1)
