@@ -26,7 +26,7 @@ def saliency(grey: Tensor) -> Tensor:
     table = (counts / level.shape[1]) @ (steps[:, None] - steps).abs()
     value = table.gather(1, level)
     low, high = value.amin(1, keepdim=True), value.amax(1, keepdim=True)
-    return ((value - low) / (high - low).clamp_min(1e-6)).view_as(grey)
+    return ((value - low) / (high - low).clamp_min(1e-6)).view_as(grey).to(grey.dtype)
 
 
 def saliency_blend(infrared: Tensor, luminance: Tensor) -> Tensor:

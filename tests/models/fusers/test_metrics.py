@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torchmetrics.functional.image import structural_similarity_index_measure, visual_information_fidelity
 
+from models.datasets.pairs import RoadScene
 from models.errors import UsageError
+from models.fusers.base import to_unit
 from models.fusers.metrics import METRICS, fusion_metrics, grey8
 from tests.models.fusers import reference_metrics
 from tests.models.fusers.reference_metrics import REFERENCE
@@ -111,3 +116,20 @@ def test_a_picture_too_small_for_vif_is_told():
     small = torch.zeros(1, 40, 60, dtype=torch.uint8)
     with pytest.raises(UsageError, match="41 pixels"):
         fusion_metrics(small, small, small)
+
+
+@pytest.mark.real
+def test_a_published_scene_has_the_values_that_toolkits_give():
+    """RoadScene's FLIR_00006 with the mean of the pair as the fused picture; values of public toolkits, mended."""
+    root = Path(os.environ["THERMOFUSE_DATA"]) / "roadscene"
+    if not root.is_dir():
+        pytest.skip("there is no roadscene folder under THERMOFUSE_DATA")
+    dataset = RoadScene(root)
+    scene = dataset.read(next(item for item in dataset.items() if item.id == "FLIR_00006"))
+    a, b = (grey8(to_unit(x)[None]) for x in (scene.infrared, scene.visible))
+    mean = torch.from_numpy(np.round((a.double() + b.double()).numpy() / 2).astype(np.uint8))
+    found = fusion_metrics(a, b, mean)
+    expected = {"EN": 6.2423, "SD": 21.993, "SF": 7.833, "AG": 2.742, "MI": 2.398, "SCD": 1.834, "CC": 0.363,
+                "VIF": 0.539, "PSNR": 13.22, "Qabf": 0.3666}  # fmt: skip
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value, abs=6e-3 if name == "PSNR" else 1e-3), name
