@@ -34,7 +34,7 @@ def predict(
     if len({mask.shape for _, mask in pairs}) > 1:
         raise UsageError("The support pictures differ in size; give pictures of one size.")
     inputs = {
-        "query": read_infrared(image),
+        "query": np.array(read_infrared(image)),
         "support": np.stack([picture for picture, _ in pairs]),
         "support_mask": np.stack([mask for _, mask in pairs]),
     }
@@ -68,7 +68,7 @@ def _pair(support: str) -> tuple:
     picture, colon, mask = support.rpartition(":")
     if not colon or not picture:
         raise UsageError(f"{support!r} is no pair; write --support IMAGE:MASK.")
-    pixels, marked = read_infrared(Path(picture)), np.asarray(open_image(Path(mask)).convert("L")) > 0
+    pixels, marked = np.array(read_infrared(Path(picture))), np.asarray(open_image(Path(mask)).convert("L")) > 0
     if pixels.shape != marked.shape:
         raise UsageError(f"{mask} is {marked.shape} and {picture} {pixels.shape}; give a mask of the picture's size.")
     if not marked.any():
