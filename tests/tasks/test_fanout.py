@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from models.errors import BadSample, LeaseHeld, StageFailed, UsageError
 from tasks import fanout, places
-from tasks.fanout import Compute, fan_out
+from tasks.fanout import Compute, _start_ray, fan_out
 from tasks.stage import ledger, reset_ledger, stage
 
 
@@ -344,3 +345,36 @@ def _lost():
 
 def _never(*_):
     raise AssertionError("Ray was started although there is nothing to do")
+
+
+# ---- starting Ray
+
+
+@pytest.fixture
+def sigterm():
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield signal.SIG_IGN
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_stays_with_the_caller(monkeypatch, sigterm):
+    """ray.init of the version in the lock puts its own handler there, which ends the process on the spot."""
+    monkeypatch.setattr("ray.init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    _start_ray({})
+    assert signal.getsignal(signal.SIGTERM) == sigterm
+
+
+def test_a_start_that_fails_is_tried_once_more_from_a_clean_state(monkeypatch, sigterm):
+    events = []
+
+    def fails(**_):
+        events.append("init")
+        raise RuntimeError("no node")
+
+    monkeypatch.setattr("ray.init", fails)
+    monkeypatch.setattr("ray.shutdown", lambda: events.append("shutdown"))
+    with pytest.raises(StageFailed, match="Ray does not start .no node.; look at RAY_ADDRESS"):
+        _start_ray({})
+    assert events == ["init", "shutdown"] * 2
+    assert signal.getsignal(signal.SIGTERM) == sigterm
