@@ -374,7 +374,7 @@ def test_a_start_that_fails_is_tried_once_more_from_a_clean_state(monkeypatch, s
 
     monkeypatch.setattr("ray.init", fails)
     monkeypatch.setattr("ray.shutdown", lambda: events.append("shutdown"))
-    with pytest.raises(StageFailed, match="Ray does not start .no node.; look at RAY_ADDRESS"):
+    with pytest.raises(StageFailed, match=r"Ray does not start .no node.; look at RAY_ADDRESS"):
         _start_ray({})
     assert events == ["init", "shutdown"] * 2
     assert signal.getsignal(signal.SIGTERM) == sigterm
