@@ -9,13 +9,16 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from flows.nightly import nightly
 from flows.recipes import named
+from flows.studies import SEEDS, study
 from models.errors import LeaseHeld
 from tasks import places
 from tasks.lease import lease
+from tasks.stage import ledger
 
 STAGES = [
     "prepare", "freeze_episodes", "freeze_encoder", "fit_translators", "synthesise", "refine", "train_base",
@@ -109,3 +112,18 @@ def test_the_registered_model_runs_outside_the_checkout(night, tmp_path):
 def test_a_second_night_at_the_same_time_is_refused(night):
     with lease(places.store(), "nightly-smoke"), pytest.raises(LeaseHeld, match=str(os.getpid())):
         nightly("smoke")
+
+
+def test_a_study_takes_the_pictures_of_the_night(night):
+    """mix with one seed; the second time nothing is computed."""
+    meta = replace(named("smoke").meta, steps=4, validate_every=2, validation=4)
+    small = replace(named("smoke"), meta=meta)
+    found = study("mix", small, SEEDS[:1])
+    table = pd.DataFrame(list(found.rows))
+    assert table["row"].tolist() == ["prototype", *(f"share_{share}" for share in ("0", "0.25", "0.5", "0.75", "0.9"))]
+    assert table["episodes"].nunique() == 1 and table["miou"].between(0, 100).all()
+    reused = {done.name: done.reused for done in ledger()}
+    assert not reused.pop("compare") and reused.pop("synthesise") and reused.pop("train_base")
+    again = study("mix", small, SEEDS[:1])
+    assert again.key == found.key and again.rows == found.rows
+    assert {done.name: done.reused for done in ledger()}["compare"]

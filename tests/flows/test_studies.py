@@ -1,16 +1,14 @@
-"""Studies: what is compared with what; and one for real, killed between cells by nothing but its end."""
+"""Studies: what is compared with what. One is run for real on the pictures of `test_nightly.py`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 
 from flows.recipes import RECIPES, smoke
 from flows.studies import PLANS, SEEDS, STUDIES, ablation, mix, modalities, study
 from models.errors import UsageError
-from tasks.stage import ledger
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -54,16 +52,3 @@ def test_an_unknown_study_is_named_with_the_right_ones(thermofuse_home, prefect_
     with pytest.raises(UsageError, match=r"no study 'ablatoin'.*ablation, mix, modalities, degradation.*mean 'abl"):
         study("ablatoin", smoke(), SEEDS[:1])
     assert STUDIES == ("ablation", "mix", "modalities", "degradation")
-
-
-def test_a_study_from_pictures_to_table(thermofuse_home, prefect_server, ray_local, mlflow_uri):
-    """mix on smoke with one seed; the second time nothing is computed."""
-    small = replace(smoke(), meta=replace(smoke().meta, steps=4, validate_every=2, validation=4))
-    found = study("mix", small, SEEDS[:1])
-    table = pd.DataFrame(list(found.rows))
-    assert table["row"].tolist() == ["prototype", *(f"share_{share}" for share in ("0", "0.25", "0.5", "0.75", "0.9"))]
-    assert table["episodes"].nunique() == 1 and table["miou"].between(0, 100).all()
-    assert not next(done for done in ledger() if done.name == "compare").reused
-    again = study("mix", small, SEEDS[:1])
-    assert again.key == found.key and again.rows == found.rows
-    assert next(done for done in ledger() if done.name == "compare").reused
