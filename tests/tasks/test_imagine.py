@@ -32,12 +32,17 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def refs(thermofuse_home, folder):
+def stored(folder):
+    """Refs of the prompts and of the foundation models in the store of this moment."""
     prompts = places.store().draft("prompts", "a" * 16).commit(PROMPTS, {})
     draft = places.store().draft("foundation", "b" * 16)
     draft.upload(folder)
     return prompts, draft.commit(None, {}, count=1)
+
+
+@pytest.fixture
+def refs(thermofuse_home, folder):
+    return stored(folder)
 
 
 class Shards:
@@ -102,24 +107,24 @@ def test_a_batch_gives_pictures_with_their_facts(refs, monkeypatch):
     assert picture.shape == (32, 32, 3) and set(table["status"]) <= {"ok", "collage"}
 
 
-def test_the_tree_is_the_same_for_any_shards(folder, monkeypatch, tmp_path):
+def test_the_tree_is_the_same_for_any_shards(thermofuse_home, folder, monkeypatch, tmp_path):
     trees = []
     for size in (1, 2, 8):
         monkeypatch.setenv("THERMOFUSE_STORE", str(tmp_path / f"store{size}"))
-        prompts = places.store().draft("prompts", "a" * 16).commit(PROMPTS, {})
-        draft = places.store().draft("foundation", "b" * 16)
-        draft.upload(folder)
-        trees.append(tree(made(monkeypatch, (prompts, draft.commit(None, {}, count=1)), Shards(size))))
+        trees.append(tree(made(monkeypatch, stored(folder), Shards(size))))
     assert trees[0] == trees[1] == trees[2] and len([name for name in trees[0] if name.endswith(".png")]) == 8
 
 
-def test_a_killed_run_goes_on_and_ends_as_one_that_was_left_alone(refs, monkeypatch):
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_left_alone(refs, folder, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         made(monkeypatch, refs, first := Shards(until=2))
     ref = made(monkeypatch, refs, second := Shards())
     assert first.drawn == ["batch-000000", "batch-000001"] and second.drawn == ["batch-000002"]
     again = made(monkeypatch, refs, third := Shards())
     assert again == ref and third.drawn == []
+    killed = tree(ref)
+    monkeypatch.setenv("THERMOFUSE_STORE", str(tmp_path / "other"))
+    assert tree(made(monkeypatch, stored(folder), Shards(8))) == killed
 
 
 def test_other_settings_of_labels_or_compute_touch_no_picture(refs, monkeypatch):
