@@ -9,6 +9,7 @@ from torch import nn
 
 from models.backbone import Encoder
 from models.boundary import BoundarySettings
+from models.encoders import Parts
 from models.errors import UsageError
 from models.geometry import Canvas
 from models.labelling import Labeller, LabelSettings, label_quality
@@ -58,7 +59,7 @@ SUPPORTS = [Support(f"s{k}", *scene((k, 16, 24, 32))) for k in (2, 3)]
 
 
 def labeller(segmenter=None, **changes):
-    encoder = Encoder(Colours(), (3, 3, 3), (0.0,) * 3, (1.0,) * 3)
+    encoder = Encoder(Parts(Colours(), (3, 3, 3)), (0.0,) * 3, (1.0,) * 3)
     return Labeller(Plain(), encoder, SUPPORTS, CANVAS, segmenter, replace(SETTINGS, **changes))
 
 
@@ -133,7 +134,7 @@ def test_what_is_missing_is_told():
         labeller(upto="sabr")
     with pytest.raises(UsageError, match="predict, ape, sabr"):
         LabelSettings(upto="crf")
-    encoder = Encoder(Colours(), (3, 3, 3), (0.0,) * 3, (1.0,) * 3)
+    encoder = Encoder(Parts(Colours(), (3, 3, 3)), (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(UsageError, match="draw other supports"):
         Labeller(Plain(), encoder, SUPPORTS[:1], CANVAS, None, SETTINGS)
 
