@@ -11,9 +11,11 @@ Class ids are the dataset's; class indices are places in the head: 0 background,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +74,7 @@ class Generalised(nn.Module):
 
     def __init__(self, channels: Sequence[int], space: ClassSpace, width: int = 512, scale: float = 10.0) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.channels = space, tuple(channels)
         self.trunk = PSPNet(tuple(channels), len(space.base), width)
         self.trunk.classify = CosineHead(width, len(space.ids), scale)
 
@@ -242,16 +244,15 @@ def train_frozen(model: nn.Module) -> None:
 def joint_keys(
     base: Sequence[str], synthetic: Mapping[int, Sequence[str]], supports: Mapping[int, Sequence[str]],
     mix: Sequence[int], seed: int, step: int,
-) -> list[tuple[str, str]]:
-    """(role, id) of the pictures of one batch, a pure function of (seed, step); novel classes take turns.
-
-    synthetic, supports: novel class -> ids. Kinds without any picture are left out.
+) -> list[tuple[str, str, int]]:
+    """(role, id, novel class or 0) of the pictures of one batch, a pure function of (seed, step); novel classes take
+    turns. synthetic, supports: novel class -> ids. Kinds without any picture are left out.
     """
-    keys = [("base", id) for id in _some(base, mix[0], seed, step, "base")]
+    keys = [("base", id, 0) for id in _some(base, mix[0], seed, step, "base")]
     for role, pool, count in (("synthetic", synthetic, mix[1]), ("support", supports, mix[2])):
         classes = sorted(k for k, ids in pool.items() if ids)
         turns = [classes[(step * count + place) % len(classes)] for place in range(count)] if classes else []
-        keys += [(role, _some(pool[k], 1, seed, step, role, place)[0]) for place, k in enumerate(turns)]
+        keys += [(role, _some(pool[k], 1, seed, step, role, place)[0], k) for place, k in enumerate(turns)]
     return keys
 
 
@@ -265,3 +266,26 @@ def _some(ids: Sequence[str], count: int, *key: object) -> list[str]:
 def stretched(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits at the size of a frame, bilinear."""
     return interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+# ---- on disk
+
+
+def save_model(folder: Path, model: Generalised, **facts: object) -> None:
+    """Writes model.safetensors and config.json, with what else `load_model`'s caller wants to know."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, Path(folder) / "model.safetensors")
+    config = {"base": model.space.base, "novel": model.space.novel, "channels": model.channels,
+              "width": model.trunk.width, **facts}
+    (Path(folder) / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def load_model(folder: Path) -> Generalised:
+    """The model that `save_model` wrote, in eval mode."""
+    from safetensors.torch import load_file
+
+    stored = json.loads((Path(folder) / "config.json").read_text())
+    model = Generalised(stored["channels"], ClassSpace(tuple(stored["base"]), tuple(stored["novel"])), stored["width"])
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.eval()

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from flows.overrides import override
 from flows.recipes import RECIPES, named, run_key
 from models import DATASETS, GENERATORS, find
+from models.backbone import Wants
 from models.episode import POLICIES
 from models.errors import UsageError
 from models.geometry import Canvas
@@ -30,11 +32,34 @@ def test_a_recipe_holds_together(name):
     assert recipe.episodes.min_pixels == recipe.meta.min_pixels
     assert recipe.base.size == recipe.meta.size, "the base map has to lie on the meta learners' grid"
     assert recipe.base.novel_in_train == recipe.meta.novel_in_train in POLICIES
+    assert recipe.base.letterbox == recipe.meta.letterbox == "exact" and recipe.meta.select_on == "held_out"
     Canvas(recipe.base.size)
     find(DATASETS, recipe.data.dataset), find(GENERATORS, recipe.translate.generator)
     made = set(recipe.translate.directions) | {"infrared", "visible"}
     read = {layer.split("_")[0] for s in recipe.meta.streams for layer in (s.layer, s.stand_in) if layer}
     assert read <= made, "a stream reads a layer that nothing makes"
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_many_base_classes_take_msanet_and_few_the_anchor(name):
+    """The GPU recipes are the papers'; smaller ones have too few base classes for a decoder that reads features."""
+    expert = named(name).meta.expert
+    large = name.startswith(("soda", "scutseg"))
+    assert (expert.learner, expert.fusion) == ("msanet" if large else "anchored", "F2")
+    assert not large or (expert.msanet.width, expert.msanet.prior, expert.msanet.gam_pool) == (256, "masked_l4", "area")
+
+
+def test_the_switches_for_parity_are_settings():
+    """GenFusion spec §12: what it takes to repeat BAM's and MSANet's own protocol."""
+    switches = [
+        "meta.expert.msanet.prior=masked_l3", "meta.expert.msanet.gam_pool=all", "meta.novel_in_train=drop",
+        "base.novel_in_train=drop", "meta.letterbox=bam", "base.letterbox=bam", "episodes.protocol=bam1000",
+        "meta.select_on=test", "meta.size=473,473", "base.size=473,473", "meta.expert.fusion=F1",
+    ]  # fmt: skip
+    recipe = override(named("soda-1shot"), switches)
+    assert recipe.meta.expert.wants == Wants(blocks=True, masked=True) and recipe.meta.selects
+    assert Canvas(recipe.meta.size, recipe.meta.letterbox).content(480, 640) == (352, 472)
+    assert (recipe.episodes.protocol, recipe.meta.expert.fusion) == ("bam1000", "F1")
 
 
 def test_a_recipe_object_is_its_own_name():

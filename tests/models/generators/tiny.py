@@ -89,12 +89,12 @@ def sd15():
 
 
 def sdxl():
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
     net = unet(cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8,
                projection_class_embeddings_input_dim=6 * 8 + 32)
     return StableDiffusionXLPipeline(
-        unet=net, vae=autoencoder(), scheduler=EulerDiscreteScheduler(), text_encoder=clip_text(False),
+        unet=net, vae=autoencoder(), scheduler=DDIMScheduler(clip_sample=False), text_encoder=clip_text(False),
         tokenizer=clip_tokenizer(), text_encoder_2=clip_text(True), tokenizer_2=clip_tokenizer(),
         add_watermarker=False,
     )

@@ -193,13 +193,13 @@ def test_batches_are_mixed_balanced_and_the_same_every_time():
     supports = {1: ["u1"], 6: ["u6"]}
     drawn = [joint_keys(base, synthetic, supports, (8, 6, 2), 0, step) for step in range(30)]
     assert drawn == [joint_keys(base, synthetic, supports, (8, 6, 2), 0, step) for step in range(30)]
-    assert all([role for role, _ in keys] == ["base"] * 8 + ["synthetic"] * 6 + ["support"] * 2 for keys in drawn)
-    assert all(len({id for role, id in keys if role == "base"}) == 8 for keys in drawn)
-    counts = Counter(id.split("-")[0] for keys in drawn for role, id in keys if role == "synthetic")
+    assert all([role for role, *_ in keys] == ["base"] * 8 + ["synthetic"] * 6 + ["support"] * 2 for keys in drawn)
+    assert all(len({id for role, id, _ in keys if role == "base"}) == 8 for keys in drawn)
+    counts = Counter(id.split("-")[0] for keys in drawn for role, id, _ in keys if role == "synthetic")
     assert counts == {"s1": 90, "s6": 90}
-    assert len({id for keys in drawn for _, id in keys if id.startswith("s1")}) > 30
+    assert len({id for keys in drawn for _, id, _ in keys if id.startswith("s1")}) > 30
 
 
 def test_kinds_without_pictures_are_left_out_and_few_are_repeated():
     keys = joint_keys(["b0"], {1: []}, {1: ["u1"]}, (3, 2, 2), 0, 0)
-    assert keys == [("base", "b0")] * 3 + [("support", "u1")] * 2
+    assert keys == [("base", "b0", 0)] * 3 + [("support", "u1", 1)] * 2

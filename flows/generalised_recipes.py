@@ -1,0 +1,144 @@
+"""Recipes of generalised few-shot segmentation: every setting of a study, and the steps it compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+
+from models.backbone import EncoderSettings
+from models.boundary import BoundarySettings
+from models.errors import UsageError
+from models.generators.prompts import PromptSettings
+from models.generators.text2image import PictureSettings
+from models.generators.toy_pipeline import ToyPipelineSettings
+from models.labelling import LabelSettings
+from models.prototypes import SYN4SEG
+from models.relabel import RelabelSettings
+from models.segmenters.generalised import JointSettings
+from models.small_sam import SmallSAMSettings
+from tasks.fanout import Compute
+from tasks.fit_foundation import FoundationSettings
+from tasks.imagine import ImagineSettings
+from tasks.label import LabelStage
+from tasks.prepare import DataSettings
+from tasks.propose import ProposeSettings
+from tasks.shots import ShotSettings
+from tasks.train_generalised import GeneralisedSettings
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the study. proposer: whose prompts the pictures are made of. upto: how far labels go ("predict",
+    "ape", "sabr"), "" for no synthetic pictures at all. truth: real masks of all training frames, the ceiling."""
+
+    name: str
+    proposer: str = "grammar"
+    upto: str = ""
+    truth: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.upto)
+
+
+STEPS = (
+    Step("supports"),
+    Step("+ names", "names", "predict"),
+    Step("+ HDIG", "grammar", "predict"),
+    Step("+ APE", "grammar", "ape"),
+    Step("+ SABR", "grammar", "sabr"),
+    Step("real masks", truth=True),
+)
+
+
+@dataclass(frozen=True)
+class GeneralisedRecipe:
+    """One study. `about` says source, cost and what to expect. foundation: None where published weights are named."""
+
+    name: str
+    about: str = ""
+    data: DataSettings = field(default_factory=DataSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    shots: ShotSettings = field(default_factory=ShotSettings)
+    foundation: FoundationSettings | None = None
+    propose: ProposeSettings = field(default_factory=ProposeSettings)
+    imagine: ImagineSettings = field(default_factory=ImagineSettings)
+    label: LabelStage = field(default_factory=LabelStage)
+    train: GeneralisedSettings = field(default_factory=GeneralisedSettings)
+    steps: tuple[Step, ...] = STEPS
+    compute: Compute = field(default_factory=Compute)
+
+    def proposed(self, step: Step) -> ProposeSettings:
+        return replace(self.propose, proposer=step.proposer)
+
+    def labelled(self, step: Step) -> LabelStage:
+        return replace(self.label, rule=replace(self.label.rule, upto=step.upto))
+
+
+SIZE = (96, 128)
+
+
+def toy(name: str, **changes) -> GeneralisedRecipe:
+    """Toy scenes: one fold, one shot, everything fitted from scratch. Sized for two cores."""
+    return GeneralisedRecipe(name=name, **{
+        "data": DataSettings("toy", fold=0, options={"size": SIZE, "train": 400, "test": 80, "objects": (1, 3)}),
+        "encoder": EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
+        "shots": ShotSettings(min_pixels=150),
+        "foundation": FoundationSettings(
+            pipeline=ToyPipelineSettings(size=SIZE), sam=SmallSAMSettings(min_area=40),
+        ),
+        "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=40, lam_cls=-1.0)),
+        "imagine": ImagineSettings(
+            per_class=60,
+            picture=PictureSettings("foundation", dtype="float32", size=SIZE, steps=20, guidance=3.0, batch=4),
+        ),
+        "label": LabelStage(LabelSettings(
+            filter=replace(SYN4SEG, min_area=256), relabel=RelabelSettings(tau=0.6),
+            boundary=BoundarySettings(band=12, min_area=256, min_quality=0.5),
+        )),
+        "train": GeneralisedSettings(
+            size=(192, 256), layer="visible", width=64, steps=400, batch=8,
+            joint=JointSettings(steps=300, rate=5e-3), checkpoint_every=100,
+        ),
+        "compute": Compute(shard_size=2, train_threads=2),
+        **changes,
+    })
+
+
+def published(dataset: str, shots: int, size: tuple[int, int]) -> GeneralisedRecipe:
+    """The paper's arm, for GPUs: SD3.5 and SAM ViT-H (arXiv 2603.27206); its own hyper-parameters are not public."""
+    return GeneralisedRecipe(
+        name=f"{dataset}-gfss-{shots}shot",
+        data=DataSettings(dataset),
+        encoder=EncoderSettings("resnet50s.gluon_in1k", "pretrained", stages=(2, 3, 4)),
+        shots=ShotSettings(shots=shots),
+        propose=ProposeSettings(pipeline="stabilityai/stable-diffusion-3.5-large"),
+        imagine=ImagineSettings(picture=PictureSettings()),
+        label=LabelStage(sam="facebook/sam-vit-huge", batch=8),
+        train=GeneralisedSettings(
+            size=size, layer="visible", steps=20_000, batch=12, checkpoint_every=1000, cache_gb=16,
+            joint=JointSettings(steps=20_000),
+        ),
+        compute=Compute(actors=4, gpus_per_actor=1.0, shard_size=8, use_gpu=True, threads_per_worker=4),
+    )
+
+
+GENERALISED = {
+    "toy-foundation": lambda: toy("toy-foundation", steps=()),
+    "toy-gfss": lambda: toy("toy-gfss"),
+    "voc-gfss-1shot": lambda: published("voc", 1, (480, 480)),
+    "voc-gfss-5shot": lambda: published("voc", 5, (480, 480)),
+    "coco-gfss-1shot": lambda: published("coco", 1, (480, 480)),
+    "coco-gfss-5shot": lambda: published("coco", 5, (480, 480)),
+}
+
+
+def named(recipe: GeneralisedRecipe | str) -> GeneralisedRecipe:
+    """The recipe itself, or the one of that name. Raises UsageError that lists the names."""
+    if isinstance(recipe, GeneralisedRecipe):
+        return recipe
+    if recipe not in GENERALISED:
+        close = get_close_matches(recipe, GENERALISED, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"There is no recipe {recipe!r}; choose one of {', '.join(GENERALISED)}.{hint}")
+    return GENERALISED[recipe]()

@@ -1,0 +1,115 @@
+"""Which synthetic pictures are worth a label (Syn4Seg spec §1.8): of the right class, not seen before, no collage.
+
+Legend: H x W pixels, N pictures, K class names, d dimensions of an image embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.fft import dctn
+from skimage.transform import resize
+
+from models.distinct import choose_distinct
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """margin: least lead of the asked class's image-text cosine over all other classes' (None: no such check).
+
+    hash_distance: pictures whose 64-bit hashes differ in so many bits or fewer are one. copy: image-embedding cosine
+    from which pictures are one. seam: how much steeper than the picture's usual steps a straight, full-length edge may
+    be; above it the picture is a collage. frame: the share of a side that an even border may take.
+    """
+
+    margin: float | None = 0.0
+    hash_distance: int = 4
+    copy: float = 0.97
+    seam: float = 6.0
+    frame: float = 0.08
+
+
+def perceptual_hash(picture: np.ndarray) -> int:
+    """64 bits of uint8 [H, W] or [H, W, 3]: which of the 8 x 8 lowest cosine terms (of a 32 x 32 grey thumbnail) lie
+    above their median."""
+    grey = picture.mean(-1) if picture.ndim == 3 else picture.astype(float)
+    low = dctn(resize(grey, (32, 32), anti_aliasing=True), norm="ortho")[:8, :8].ravel()
+    bits = low > np.median(low[1:])  # the first term is the brightness
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+def hamming(a: int, b: int) -> int:
+    return (a ^ b).bit_count()
+
+
+def is_collage(picture: np.ndarray, settings: QualitySettings) -> bool:
+    """A straight edge from side to side, or an even frame around the picture.
+
+    Full-length edges: the median step across one column (or row) boundary is `seam` times the usual one, and large.
+    """
+    grey = picture.mean(-1) if picture.ndim == 3 else picture.astype(float)
+    for view in (grey, grey.T):
+        steps = np.median(np.abs(np.diff(view, axis=1)), axis=0)[2:-2]
+        if len(steps) and steps.max() > max(settings.seam * (np.median(steps) + 1), 16):
+            return True
+    return min(_border(grey), _border(grey.T)) > settings.frame
+
+
+def _border(grey: np.ndarray) -> float:
+    """The share of rows at top and bottom, the lesser of the two, that are of one tone."""
+    even = grey.std(axis=1) < 1.5
+    runs = [int(np.argmin(side)) if not side.all() else len(side) for side in (even, even[::-1])]
+    return min(runs) / len(grey)
+
+
+@torch.inference_mode()
+def class_margins(
+    model: Any, processor: Any, pictures: Sequence[np.ndarray], nouns: Sequence[str], target: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(margin [N], unit image embeddings [N, d]) by a CLIP-like model and processor of transformers.
+
+    Margin: the cosine of a picture with "a photo of a {nouns[target]}" less the largest with any other noun.
+    """
+    texts = [f"a photo of a {noun}" for noun in nouns]
+    shown = {"images": list(pictures), "input_data_format": "channels_last"}
+    batch = processor(text=texts, return_tensors="pt", padding=True, **shown)
+    out = model(**batch.to(next(model.parameters()).device))
+    images, words = (torch.nn.functional.normalize(x.float(), dim=1).cpu() for x in (out.image_embeds, out.text_embeds))
+    cosines = images @ words.T
+    own = cosines[:, target].clone()
+    cosines[:, target] = -torch.inf
+    return (own - cosines.amax(1)).numpy(), images.numpy()
+
+
+def verdicts(
+    pictures: Sequence[np.ndarray], settings: QualitySettings, margins: np.ndarray | None = None,
+    embeddings: np.ndarray | None = None, hashes: Sequence[int] = (),
+) -> list[str]:
+    """"ok", "collage", "wrong class", "same hash" or "copy" for each picture of one class, in order.
+
+    hashes: of pictures that were accepted before. The first of several alike stays.
+    """
+    held, found = list(hashes), []
+    for i, picture in enumerate(pictures):
+        own = perceptual_hash(picture)
+        if is_collage(picture, settings):
+            found.append("collage")
+        elif margins is not None and settings.margin is not None and margins[i] <= settings.margin:
+            found.append("wrong class")
+        elif any(hamming(own, other) <= settings.hash_distance for other in held):
+            found.append("same hash")
+        else:
+            found.append("ok")
+            held.append(own)
+    return found if embeddings is None else _without_copies(found, embeddings, settings.copy)
+
+
+def _without_copies(found: list[str], embeddings: np.ndarray, threshold: float) -> list[str]:
+    usable = [i for i, verdict in enumerate(found) if verdict == "ok"]
+    kept = choose_distinct(embeddings[usable], threshold).accepted
+    copies = {i for i, accepted in zip(usable, kept, strict=True) if not accepted}
+    return ["copy" if i in copies else verdict for i, verdict in enumerate(found)]

@@ -1,0 +1,233 @@
+"""A text-to-image pipeline of the toy world: small, fitted from scratch, and a real `StableDiffusionPipeline`.
+
+It stands in for the web-trained generator where none can be fetched: it has seen captioned pictures of all classes and
+no mask. Saved by `save_pretrained`, it is opened, prompted and embedded like SD 1.5 (`models.generators.text2image`).
+
+    autoencoder   AutoencoderTiny, pictures at a quarter of the side, 4 channels
+    text          CLIPTextModel over a word-level tokenizer, fitted with the denoiser
+    denoiser      UNet2DConditionModel, v-prediction, zero terminal SNR (arXiv 2305.08891); captions are dropped now and
+                  then, so that guidance works (arXiv 2207.12598)
+
+Legend: B pictures, H x W pixels, h x w = H/4 x W/4 latent cells, L tokens. Pictures are -1..1 inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import l1_loss, mse_loss
+
+from models.episode import number
+from models.fitting import Fitting, Tell, batch_indices, run
+from models.generators.grammar import caption
+from models.generators.words import KNOWN, class_words
+
+WORDS = ("a", "an", "and", "on", "of", "dark", "bright", "ground", "nothing", "photo")
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+@dataclass(frozen=True)
+class ToyPipelineSettings:
+    """size: pictures (H, W), multiples of 16. autoencoder, text: widths. denoiser: widths by level, finest first.
+
+    drop: share of captions that training leaves out. average: decay of the denoiser's running average.
+    """
+
+    size: tuple[int, int] = (96, 128)
+    autoencoder: int = 24
+    denoiser: tuple[int, ...] = (48, 64, 96)
+    text: int = 64
+    tokens: int = 24
+    autoencoder_steps: int = 600
+    autoencoder_batch: int = 8
+    autoencoder_rate: float = 3e-3
+    steps: int = 4000
+    batch: int = 12
+    rate: float = 1e-3
+    drop: float = 0.1
+    average: float = 0.995
+    seed: int = 0
+
+
+@dataclass
+class ToyPipeline:
+    """The parts of the pipeline while it is fitted."""
+
+    vae: Any
+    unet: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+
+    def pipeline(self) -> Any:
+        """The diffusers pipeline of these very parts."""
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            vae=self.vae.eval(), unet=self.unet.eval(), text_encoder=self.text_encoder.eval(), tokenizer=self.tokenizer,
+            scheduler=self.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )
+
+    def save(self, folder: Path) -> None:
+        self.pipeline().save_pretrained(folder)
+
+    def ids(self, captions: Sequence[str]) -> Tensor:
+        """Token ids [B, L] of captions, padded to the full length as the pipeline does."""
+        return self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+
+
+def build(settings: ToyPipelineSettings, classes: Sequence[str]) -> ToyPipeline:
+    """New parts with random weights (from the settings' seed alone) and a tokenizer that knows the classes."""
+    from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    width, last = (settings.autoencoder,) * 3, len(settings.denoiser) - 1  # three levels: a quarter of the side
+    tokenizer = word_tokenizer(classes, settings.tokens)
+    crossing = ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * last, ["CrossAttnUpBlock2D"] * last + ["UpBlock2D"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=width, decoder_block_out_channels=width, num_encoder_blocks=(0, 1, 1),
+            num_decoder_blocks=(1, 1, 0), latent_channels=4,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=tuple(side // 4 for side in settings.size), in_channels=4, out_channels=4, layers_per_block=1,
+            block_out_channels=settings.denoiser, down_block_types=crossing[0], up_block_types=crossing[1],
+            cross_attention_dim=settings.text, attention_head_dim=4, norm_num_groups=8,
+        )
+        text = CLIPTextModel(CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=settings.text, intermediate_size=2 * settings.text,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=settings.tokens,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ))
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, steps_offset=1,
+    )
+    return ToyPipeline(vae, unet, text, tokenizer, scheduler)
+
+
+def word_tokenizer(classes: Sequence[str], length: int) -> Any:
+    """One token a word: the words of captions and of everything a class is called."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    said = [part for name in (*classes, *KNOWN) for part in class_words(name).noun.lower().split()]
+    words = dict.fromkeys([*SPECIAL, *WORDS, *sorted(said)])
+    model = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, "<unk>"))
+    model.normalizer, model.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    ends = [(token, SPECIAL.index(token)) for token in ("<s>", "</s>")]
+    model.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=length,
+    )
+
+
+# ---- what it learns from
+
+
+def captions_of(names: Sequence[str], picture: np.ndarray, *key: object) -> str:
+    """What the picture shows, in an order decided by `key`: names and light, never places."""
+    order = np.random.default_rng(number(*key)).permutation(len(names))
+    return caption([names[n] for n in order], dark=bool(picture.mean() < 90))
+
+
+def as_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# ---- the steps
+
+
+def autoencoder_losses(vae: Any, pictures: Tensor) -> dict[str, Tensor]:
+    """L1 of the reconstruction of pictures [B, 3, H, W], and a weak pull that keeps latents within the decoder's ±3."""
+    latents = vae.encode(pictures).latents
+    restored = vae.decode(latents).sample
+    error, size = l1_loss(restored, pictures), latents.square().mean()
+    return {"loss": error + 1e-3 * size, "error": error, "size": size}
+
+
+def denoiser_losses(parts: ToyPipeline, latents: Tensor, ids: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
+    """Mean squared error of the velocity; latents [B, 4, h, w] at unit deviation, ids [B, L]."""
+    noise = torch.randn(latents.shape, generator=draws)
+    times = torch.randint(parts.scheduler.config.num_train_timesteps, (len(latents),), generator=draws)
+    noisy = parts.scheduler.add_noise(latents, noise, times)
+    said = parts.unet(noisy, times, parts.text_encoder(ids).last_hidden_state).sample
+    return {"loss": mse_loss(said, parts.scheduler.get_velocity(latents, noise, times))}
+
+
+def autoencoder_fitting(parts: ToyPipeline, settings: ToyPipelineSettings) -> Fitting:
+    return Fitting({"vae": parts.vae}, settings.autoencoder_rate, settings.autoencoder_steps)
+
+
+def denoiser_fitting(parts: ToyPipeline, settings: ToyPipelineSettings) -> Fitting:
+    modules = {"unet": parts.unet, "text": parts.text_encoder}
+    return Fitting(modules, settings.rate, settings.steps, settings.average)
+
+
+# ---- the loops
+
+
+def fit_autoencoder(
+    parts: ToyPipeline, fitting: Fitting, pictures: np.ndarray, settings: ToyPipelineSettings, tell: Tell | None = None,
+) -> None:
+    """Fits the autoencoder to pictures uint8 [N, H, W, 3], then notes the scale that gives latents unit deviation."""
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        chosen = batch_indices(len(pictures), settings.autoencoder_batch, settings.seed, "autoencoder", step)
+        return autoencoder_losses(parts.vae, as_tensor(pictures[chosen]))
+
+    run(fitting, losses_at, tell)
+    latents = encode_all(parts.vae, pictures[:256], scaled=False)
+    parts.vae.register_to_config(scaling_factor=float(1 / latents.std()))
+
+
+@torch.inference_mode()
+def encode_all(vae: Any, pictures: np.ndarray, batch: int = 32, scaled: bool = True) -> Tensor:
+    """Latents [N, 4, h, w] of pictures uint8 [N, H, W, 3], at unit deviation if `scaled`."""
+    starts = range(0, len(pictures), batch)
+    latents = torch.cat([vae.encode(as_tensor(pictures[s : s + batch])).latents for s in starts])
+    return latents * vae.config.scaling_factor if scaled else latents
+
+
+def fit_denoiser(
+    parts: ToyPipeline, fitting: Fitting, latents: Tensor, captions: Callable[[int, int], str],
+    settings: ToyPipelineSettings, tell: Tell | None = None,
+) -> None:
+    """Fits denoiser and text encoder. captions: (picture, step) -> its caption, in words that may differ by step."""
+    latents = latents.clone()  # made in inference mode
+
+    def losses_at(step: int) -> dict[str, Tensor]:
+        chosen = batch_indices(len(latents), settings.batch, settings.seed, "denoiser", step)
+        draws = torch.Generator().manual_seed(number(settings.seed, "noise", step) % 2**63)
+        dropped = (torch.rand(len(chosen), generator=draws) < settings.drop).tolist()
+        said = ["" if gone else captions(int(n), step) for n, gone in zip(chosen, dropped, strict=True)]
+        return denoiser_losses(parts, latents[chosen], parts.ids(said), draws)
+
+    run(fitting, losses_at, tell)
+    fitting.use_average()
+
+
+def fit(
+    pictures: np.ndarray, names: Sequence[Sequence[str]], classes: Sequence[str], settings: ToyPipelineSettings,
+    tell: Tell | None = None,
+) -> ToyPipeline:
+    """All of it, from pictures uint8 [N, H, W, 3] and the class names that each shows."""
+    parts = build(settings, classes)
+    fit_autoencoder(parts, autoencoder_fitting(parts, settings), pictures, settings, tell)
+    latents = encode_all(parts.vae, pictures)
+
+    def captions(n: int, step: int) -> str:
+        return captions_of(names[n], pictures[n], settings.seed, n, step)
+
+    fit_denoiser(parts, denoiser_fitting(parts, settings), latents, captions, settings, tell)
+    return parts

@@ -1,0 +1,125 @@
+"""Imagine: accepted prompts become pictures, batch by batch, on actors that hold the pipeline.
+
+A row of the fan-out is one batch of the pipeline, its prompts and seeds written out. So a picture depends on its row
+alone, to the bit, whatever the number of actors and the shard size; and what a killed run has committed is never drawn
+again. Batches take the classes in turns: a run that is cut short is balanced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from models.frames import png_bytes
+from models.generators.inspection import QualitySettings, is_collage, perceptual_hash
+from models.generators.text2image import PictureSettings, TextToImage, picture_seed
+from tasks import places
+from tasks.fanout import Compute, fan_out
+from tasks.propose import accepted_prompts
+from tasks.stage import stage
+from tasks.store import Ref
+
+KIND = "imagined"
+PICTURE_COLUMNS = ("id", "class_id", "text", "seed", "status", "attempts", "picture", "hash")
+CODE = ("tasks.imagine", "models.generators.text2image", "models.generators.inspection", "models.frames")
+
+
+@dataclass(frozen=True)
+class ImagineSettings:
+    """per_class: pictures of each novel class; prompts are reused with other seeds until there are enough.
+
+    picture: how one is drawn; its pipeline "foundation" is the recipe's own. quality: which are set aside.
+    """
+
+    per_class: int = 400
+    picture: PictureSettings = field(default_factory=PictureSettings)
+    quality: QualitySettings = field(default_factory=QualitySettings)
+
+
+@stage("imagine")
+def imagine(prompts: Ref, foundation: Ref | None, settings: ImagineSettings, compute: Compute) -> Ref:
+    """Pictures of kind "imagined". Rows: id of a batch, and `pictures` (JSON), which `pictures_of` unfolds."""
+    rows = batches(accepted_prompts(prompts), settings)
+    chosen = {"picture": settings.picture, "quality": settings.quality}
+    inputs = [foundation] if foundation and settings.picture.pipeline == "foundation" else []
+    return fan_out(Imagine, rows, chosen, compute, kind=KIND, inputs=inputs, code=CODE,
+                   extra={"prompts": prompts.digest})
+
+
+def batches(prompts: pd.DataFrame, settings: ImagineSettings) -> list[dict]:
+    """Rows of batches: each {"id", "jobs": [{"id", "class_id", "text", "seed"}, ...]}; classes take turns."""
+    per_class = {k: _jobs(part, settings) for k, part in prompts.groupby("class_id")}
+    turns = [per_class[k][n] for n in range(settings.per_class) for k in sorted(per_class)]
+    size = settings.picture.batch
+    groups = [turns[start : start + size] for start in range(0, len(turns), size)]
+    return [{"id": f"batch-{n:06d}", "jobs": jobs} for n, jobs in enumerate(groups)]
+
+
+def _jobs(prompts: pd.DataFrame, settings: ImagineSettings) -> list[dict]:
+    rows, jobs = prompts.to_dict("records"), []
+    for n in range(settings.per_class):
+        row, turn = rows[n % len(rows)], n // len(rows)
+        jobs.append({"id": f"{row['prompt_uid']}-{turn:02d}", "class_id": int(row["class_id"]), "text": row["text"],
+                     "seed": picture_seed(settings.picture.seed, row["prompt_uid"], turn)})
+    return jobs
+
+
+class Imagine:
+    """The worker: one pipeline; a shard is some batches."""
+
+    def __init__(self, settings: dict[str, Any], inputs: Sequence[Path]) -> None:
+        import torch
+
+        chosen: PictureSettings = settings["picture"]
+        folder = str(inputs[0] / "pipeline") if inputs else chosen.pipeline
+        self.quality: QualitySettings = settings["quality"]
+        self.generator = TextToImage.open(chosen, "cuda" if torch.cuda.is_available() else "cpu", folder)
+
+    def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
+        return [self.batch(row, draft) for row in shard]
+
+    def batch(self, row: dict, draft: Any) -> dict:
+        jobs = row["jobs"]
+        drawn = self.generator.draw([job["text"] for job in jobs], [job["seed"] for job in jobs])
+        kept = [self._keep(job, one, draft) for job, one in zip(jobs, drawn, strict=True)]
+        return {"id": row["id"], "pictures": json.dumps(kept)}
+
+    def _keep(self, job: dict, drawn: Any, draft: Any) -> dict:
+        facts = {**job, "status": drawn.status, "attempts": drawn.attempts, "picture": None, "hash": None}
+        if drawn.picture is None:
+            return facts
+        name = f"images/{job['class_id']:03d}/{job['id']}.png"
+        draft.write(name, png_bytes(drawn.picture))
+        status = "collage" if is_collage(drawn.picture, self.quality) else "ok"
+        return facts | {"status": status, "picture": name, "hash": f"{perceptual_hash(drawn.picture):016x}"}
+
+
+def pictures_of(imagined: Ref) -> pd.DataFrame:
+    """One row per picture: id, class_id, text, seed, status, attempts, picture (file name or None), hash."""
+    return unfold(places.store().rows(imagined))
+
+
+def unfold(rows: pd.DataFrame, columns: Sequence[str] = PICTURE_COLUMNS) -> pd.DataFrame:
+    """The rows of batches as one row per picture."""
+    listed = [picture for text in rows["pictures"] for picture in json.loads(text)]
+    return pd.DataFrame(listed, columns=list(columns))
+
+
+def distinct_pictures(table: pd.DataFrame, quality: QualitySettings) -> pd.DataFrame:
+    """The good pictures, less those whose hash is near that of an earlier one of their class, in order."""
+    from models.generators.inspection import hamming
+
+    held: dict[int, list[int]] = {}
+    kept = []
+    for row in table.to_dict("records"):
+        own = int(row["hash"], 16) if row["status"] == "ok" else None
+        seen = held.setdefault(row["class_id"], [])
+        kept.append(own is not None and all(hamming(own, other) > quality.hash_distance for other in seen))
+        if kept[-1]:
+            seen.append(own)
+    return table[kept].reset_index(drop=True)

@@ -1,0 +1,111 @@
+"""The toy world's generator: real diffusers parts, losses that fall, and a folder that opens like any other."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.datasets.toy import Toy
+from models.fitting import average_of
+from models.generators.embedding import text_embedder
+from models.generators.text2image import PictureSettings, TextToImage
+from models.generators.toy_pipeline import (
+    ToyPipelineSettings,
+    as_tensor,
+    autoencoder_fitting,
+    build,
+    captions_of,
+    denoiser_fitting,
+    encode_all,
+    fit_autoencoder,
+    fit_denoiser,
+)
+
+TINY = ToyPipelineSettings(
+    size=(32, 48), autoencoder=12, denoiser=(16, 32), text=32, autoencoder_steps=50, steps=50, batch=8,
+)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Pictures uint8 [12, 32, 48, 3] and the names that each shows."""
+    toy = Toy(size=TINY.size, train=12, test=0)
+    read = [toy.read(item) for item in toy.items()]
+    names = [[toy.classes[k - 1] for k in np.unique(picture.label) if k] for picture in read]
+    return np.stack([picture.visible for picture in read]), names
+
+
+@pytest.fixture(scope="module")
+def fitted(scenes):
+    """Parts after 50 steps of each loop, and what the loops told."""
+    pictures, names = scenes
+    parts, told = build(TINY, Toy.classes), {"autoencoder": [], "denoiser": []}
+    fit_autoencoder(parts, autoencoder_fitting(parts, TINY), pictures, TINY,
+                    lambda step, numbers: told["autoencoder"].append(numbers))
+    latents = encode_all(parts.vae, pictures)
+
+    def captions(n, step):
+        return captions_of(names[n], pictures[n], step)
+
+    fit_denoiser(parts, denoiser_fitting(parts, TINY), latents, captions, TINY,
+                 lambda step, numbers: told["denoiser"].append(numbers))
+    return parts, told, latents
+
+
+def test_both_losses_fall_within_fifty_steps(fitted):
+    _, told, _ = fitted
+    assert average_of(told["autoencoder"][-5:], "error") < 0.6 * average_of(told["autoencoder"][:5], "error")
+    assert average_of(told["denoiser"][-10:]) < 0.9 * average_of(told["denoiser"][:10])
+
+
+def test_latents_have_unit_deviation_and_a_quarter_of_the_side(fitted, scenes):
+    parts, _, latents = fitted
+    assert latents.shape == (12, 4, 8, 12) and latents.std() == pytest.approx(1, abs=0.05)
+    with torch.no_grad():
+        restored = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample
+    assert (restored - as_tensor(scenes[0])).abs().mean() < 0.3
+
+
+def test_captions_name_what_is_there_and_nothing_about_where(scenes):
+    pictures, names = scenes
+    said = {captions_of(names[0], pictures[0], step) for step in range(20)}
+    assert all(all(name in text for name in names[0]) for text in said)
+    assert len(said) > 1 or len(names[0]) == 1
+    dark, bright = captions_of(["arch"], pictures[0] // 8, 0), captions_of(["arch"], pictures[0] // 8 + 200, 0)
+    assert dark == "an arch on dark ground" and bright == "an arch on bright ground"
+
+
+def test_every_word_of_a_caption_is_known(fitted):
+    parts, _, _ = fitted
+    text = "an arch and a dumbbell on bright ground"
+    ids = parts.ids([text, "an unheard thing"])
+    unknown = parts.tokenizer.unk_token_id
+    assert (ids[0] != unknown).all() and (ids[1] == unknown).sum() == 2
+    assert ids.shape == (2, TINY.tokens) and ids[0, 0] == parts.tokenizer.bos_token_id
+    assert (ids[0] == parts.tokenizer.eos_token_id).sum() == 1
+
+
+def test_the_saved_folder_is_opened_prompted_and_embedded_like_any_pipeline(fitted, tmp_path):
+    parts, _, _ = fitted
+    parts.save(tmp_path / "toy")
+    settings = PictureSettings(str(tmp_path / "toy"), dtype="float32", size=TINY.size, steps=3, guidance=2.0, batch=2)
+    opened = TextToImage.open(settings)
+    assert type(opened.pipeline).__name__ == "StableDiffusionPipeline"
+    drawn = opened.draw(["a disc on dark ground", "a star on bright ground", "a ring"], [1, 2, 3])
+    assert all(one.picture.shape == (32, 48, 3) for one in drawn)
+    again = TextToImage(parts.pipeline(), settings).draw(["a disc on dark ground"], [1])[0].picture
+    assert np.abs(again.astype(int) - drawn[0].picture.astype(int)).max() <= 1
+    rows = text_embedder(opened.pipeline)(["a disc on dark ground", "a star on dark ground"])
+    assert rows.shape == (2, 32) and rows[0] @ rows[1] < 0.999
+
+
+def test_the_caption_reaches_the_denoiser(fitted):
+    parts, _, latents = fitted
+    said = [parts.text_encoder(parts.ids([text])).last_hidden_state for text in ("a disc", "a star and a ring")]
+    with torch.no_grad():
+        found = [parts.unet(latents[:1], 500, states).sample for states in said]
+    assert (found[0] - found[1]).abs().max() > 1e-5
+
+
+def test_parts_depend_on_the_seed_alone():
+    first, again = (build(TINY, Toy.classes).unet.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -1,0 +1,163 @@
+"""Pictures of prompts: balanced, named by prompt and number, the same to the bit, and never drawn twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models.frames import read_png
+from models.generators.text2image import PictureSettings
+from tasks import places
+from tasks.fanout import Compute, Job, Tally
+from tasks.imagine import Imagine, ImagineSettings, batches, distinct_pictures, imagine, pictures_of, unfold
+from tasks.store import digest_of
+from tests.models.generators.tiny import pipeline
+
+PICTURE = PictureSettings("foundation", dtype="float32", size=(32, 32), steps=1, batch=3)
+SETTINGS = ImagineSettings(per_class=4, picture=PICTURE)
+PROMPTS = pd.DataFrame({
+    "prompt_uid": ["a0", "a1", "b0", "a2"], "class_id": [3, 3, 7, 3], "accepted": [True, True, True, False],
+    "text": ["a car", "an old car", "a dog", "night"],
+})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pipeline")
+    pipeline("sd15").save_pretrained(path / "pipeline")
+    return path
+
+
+def stored(folder):
+    """Refs of the prompts and of the foundation models in the store of this moment."""
+    prompts = places.store().draft("prompts", "a" * 16).commit(PROMPTS, {})
+    draft = places.store().draft("foundation", "b" * 16)
+    draft.upload(folder)
+    return prompts, draft.commit(None, {}, count=1)
+
+
+@pytest.fixture
+def refs(thermofuse_home, folder):
+    return stored(folder)
+
+
+class Shards:
+    """fan_out without actors: the same digest, shards and commits, `size` rows each; dies before shard `until`."""
+
+    def __init__(self, size=1, until=None):
+        self.size, self.until, self.drawn = size, until, []
+
+    def __call__(self, worker, rows, settings, compute, *, kind, inputs, code, meta=None, extra=None):
+        store, tally = places.store(), Tally(kind, rows, 0.5)
+        digest = digest_of(kind, inputs, {"settings": settings, "rows": rows, "extra": extra}, code)
+        if found := store.find(kind, digest):
+            return found
+        draft = store.draft(kind, digest)
+        for data in draft.read_all("shards"):
+            tally.take(json.loads(data))
+        missing = [row for row in rows if row["id"] not in tally.results]
+        job = Job(worker, settings, tuple(inputs), store, kind, digest)
+        made = job.start_worker()
+        for n, start in enumerate(range(0, len(missing), self.size)):
+            if n == self.until:
+                raise KeyboardInterrupt
+            shard = missing[start : start + self.size]
+            self.drawn += [row["id"] for row in shard]
+            tally.take(job.run_shard(made, shard))
+        return tally.commit(draft, meta or {})
+
+
+def tree(ref):
+    """Name -> bytes of everything that the manifest lists."""
+    folder = places.store().local(ref)
+    return {name: (folder / name).read_bytes() for name in places.store().manifest(ref)["files"]}
+
+
+def made(monkeypatch, refs, shards, settings=SETTINGS):
+    monkeypatch.setattr("tasks.imagine.fan_out", shards)
+    return imagine.fn(*refs, settings, Compute())
+
+
+# ---- rows
+
+
+def test_classes_take_turns_and_prompts_are_reused_with_other_seeds():
+    rows = batches(PROMPTS[PROMPTS["accepted"]], SETTINGS)
+    jobs = [job for row in rows for job in row["jobs"]]
+    assert [len(row["jobs"]) for row in rows] == [3, 3, 2]
+    assert [job["class_id"] for job in jobs] == [3, 7] * 4
+    assert [job["id"] for job in jobs if job["class_id"] == 3] == ["a0-00", "a1-00", "a0-01", "a1-01"]
+    assert len({job["seed"] for job in jobs}) == 8 and len({job["id"] for job in jobs}) == 8
+
+
+# ---- the worker
+
+
+def test_a_batch_gives_pictures_with_their_facts(refs, monkeypatch):
+    ref = made(monkeypatch, refs, Shards())
+    table = pictures_of(ref)
+    assert ref.count == 3 and len(table) == 8 and set(table["class_id"]) == {3, 7}
+    row = table.iloc[0]
+    assert row["picture"] == "images/003/a0-00.png" and row["attempts"] == 1 and len(row["hash"]) == 16
+    picture = read_png(places.store().local(ref) / row["picture"])
+    assert picture.shape == (32, 32, 3) and set(table["status"]) <= {"ok", "collage"}
+
+
+def test_the_tree_is_the_same_for_any_shards(thermofuse_home, folder, monkeypatch, tmp_path):
+    trees = []
+    for size in (1, 2, 8):
+        monkeypatch.setenv("THERMOFUSE_STORE", str(tmp_path / f"store{size}"))
+        trees.append(tree(made(monkeypatch, stored(folder), Shards(size))))
+    assert trees[0] == trees[1] == trees[2] and len([name for name in trees[0] if name.endswith(".png")]) == 8
+
+
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_left_alone(refs, folder, monkeypatch, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        made(monkeypatch, refs, first := Shards(until=2))
+    ref = made(monkeypatch, refs, second := Shards())
+    assert first.drawn == ["batch-000000", "batch-000001"] and second.drawn == ["batch-000002"]
+    again = made(monkeypatch, refs, third := Shards())
+    assert again == ref and third.drawn == []
+    killed = tree(ref)
+    monkeypatch.setenv("THERMOFUSE_STORE", str(tmp_path / "other"))
+    assert tree(made(monkeypatch, stored(folder), Shards(8))) == killed
+
+
+def test_other_settings_of_labels_or_compute_touch_no_picture(refs, monkeypatch):
+    """Spec §11, group 10: what labelling may sweep is no part of a picture's key; what draws it is."""
+    ref = made(monkeypatch, refs, Shards())
+    assert made(monkeypatch, refs, Shards(8)) == ref
+    other = replace(SETTINGS, picture=replace(PICTURE, steps=2))
+    assert made(monkeypatch, refs, Shards(), other).digest != ref.digest
+
+
+def test_broken_pictures_are_told_and_no_file_is_written(refs, monkeypatch):
+    monkeypatch.setattr("models.generators.text2image.TextToImage._call",
+                        lambda self, prompts, seeds: np.zeros((len(prompts), 32, 32, 3)))
+    ref = made(monkeypatch, refs, Shards())
+    table = pictures_of(ref)
+    assert set(table["status"]) == {"black"} and set(table["attempts"]) == {2} and table["picture"].isna().all()
+    assert not [name for name in tree(ref) if name.endswith(".png")]
+
+
+# ---- what is kept
+
+
+def test_near_copies_and_broken_pictures_are_left_out():
+    rows = pd.DataFrame({"id": list("abcde"), "class_id": [3, 3, 7, 3, 3], "hash": ["f0", "f1", "f0", None, "0f0f00"],
+                         "status": ["ok", "ok", "ok", "black", "ok"]})
+    assert list(distinct_pictures(rows, SETTINGS.quality)["id"]) == ["a", "c", "e"]
+
+
+def test_no_pictures_unfold_to_an_empty_table():
+    assert len(unfold(pd.DataFrame({"id": [], "pictures": []}))) == 0
+
+
+def test_a_named_pipeline_needs_no_foundation(folder):
+    chosen = replace(PICTURE, pipeline=str(folder / "pipeline"))
+    worker = Imagine({"picture": chosen, "quality": SETTINGS.quality}, [])
+    assert len(worker.generator.draw(["a car"], [1])) == 1
