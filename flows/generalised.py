@@ -1,6 +1,5 @@
 """Generalised: class names and K supports in, a segmenter of base and novel classes out, and what each step was worth.
 
-    prefect deployment run generalised/generalised
     python -m flows.generalised toy-gfss
 
 Read it top to bottom. Pictures depend on no support and labels on no picture's making, so a sweep of labels draws

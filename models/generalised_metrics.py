@@ -91,11 +91,11 @@ def summary(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     table = rows[rows["metric"] != "iou"]
     per_seed = table.groupby(["protocol", "metric", "seed"])["value"].mean()
     over_folds = table.groupby(["protocol", "metric", "fold"])["value"].mean().groupby(["protocol", "metric"]).mean()
-    found = []
+    runs, found = table.groupby(["protocol", "metric"]).size(), []
     for protocol, metric in over_folds.index:
         low, high = _student(per_seed[protocol, metric].to_numpy(), confidence)
         found.append({"protocol": protocol, "metric": metric, "value": over_folds[protocol, metric], "low": low,
-                      "high": high, "runs": int((table["metric"] == metric).sum() / table["protocol"].nunique())})
+                      "high": high, "runs": int(runs[protocol, metric])})
     out = pd.DataFrame(found).replace({"metric": {"harmonic": "harmonic_of_folds"}})
     primary = [row | {"metric": "harmonic"} | {"value": harmonic(over_folds[row["protocol"], "base"],
                                                                 over_folds[row["protocol"], "novel"])}

@@ -106,7 +106,7 @@ def pictures_of(imagined: Ref) -> pd.DataFrame:
 
 def unfold(rows: pd.DataFrame, columns: Sequence[str] = PICTURE_COLUMNS) -> pd.DataFrame:
     """The rows of batches as one row per picture."""
-    listed = [picture for text in rows["pictures"] for picture in json.loads(text)]
+    listed = [picture for text in rows.get("pictures", ()) for picture in json.loads(text)]
     return pd.DataFrame(listed, columns=list(columns))
 
 

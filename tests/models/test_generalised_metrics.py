@@ -99,6 +99,13 @@ def test_a_summary_averages_seeds_then_folds_and_takes_h_of_the_averages():
     assert set(found["runs"]) == {4}
 
 
+def test_a_number_that_one_convention_alone_has_counts_its_own_runs():
+    rows = pd.concat([score_rows(MATRIX, (1,), (2,), fold=0, seed=seed) for seed in range(3)])
+    found = summary(rows)
+    assert set(found["runs"]) == {3} and len(found[found["metric"] == "total"]) == 1
+    assert set(found[found["metric"] == "harmonic"]["protocol"]) == {"capl", "diam"}
+
+
 def test_the_interval_is_students_over_seeds():
     found = summary(runs({(0, seed): (0.5, novel) for seed, novel in enumerate((0.2, 0.3, 0.4))}))
     novel = found.set_index("metric").loc["novel"]

@@ -155,6 +155,7 @@ def test_near_copies_and_broken_pictures_are_left_out():
 
 def test_no_pictures_unfold_to_an_empty_table():
     assert len(unfold(pd.DataFrame({"id": [], "pictures": []}))) == 0
+    assert list(unfold(pd.DataFrame({"id": []})).columns)[:2] == ["id", "class_id"], "as an empty fan-out commits it"
 
 
 def test_a_named_pipeline_needs_no_foundation(folder):
