@@ -103,7 +103,7 @@ def study(console: Console, found: dict[str, Any]) -> None:
 
 def _gain(row: dict[str, Any], reference: str) -> str:
     value, low, high = (row[f"over_{reference}{end}"] for end in ("", "_low", "_high"))
-    if value is None or value != value:
+    if value is None:
         return "–"
     style = "bold" if low > 0 else "not bold"
     return f"[{style}]{value:+.1f}[/] [dim]{low:+.1f}–{high:+.1f}[/]"

@@ -257,5 +257,5 @@ def publish(name: str, recipe: Recipe, inputs: list[Ref], table, references: Seq
     key = f"{name}-{recipe.name}-{digest_of('study', inputs, replace(recipe, compute=None, about=''))[:10]}"
     with night_run(f"study {name} {recipe.name}", key, recipe, {"study": name}) as run:
         report = write_study(name, recipe, key, table, references, png(chart), run)
-    rows = tuple(table.to_dict("records"))
+    rows = tuple(table.astype(object).where(table.notna(), None).to_dict("records"))
     return StudyOutcome(name, recipe.name, key, tuple(references), rows, tuple(ledger()), report)
