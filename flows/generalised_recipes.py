@@ -9,6 +9,7 @@ from models.backbone import EncoderSettings
 from models.boundary import BoundarySettings
 from models.errors import UsageError
 from models.generators.prompts import PromptSettings
+from models.generators.quality import QualitySettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
 from models.labelling import LabelSettings
@@ -76,6 +77,7 @@ class GeneralisedRecipe:
 
 
 SIZE = (96, 128)
+POLES = QualitySettings(seam=1e9)  # toy scenes have poles from side to side, which are no seams
 
 
 def toy(name: str, **changes) -> GeneralisedRecipe:
@@ -89,13 +91,13 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         ),
         "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=40, lam_cls=-1.0)),
         "imagine": ImagineSettings(
-            per_class=60,
+            per_class=60, quality=POLES,
             picture=PictureSettings("foundation", dtype="float32", size=SIZE, steps=20, guidance=3.0, batch=4),
         ),
         "label": LabelStage(LabelSettings(
             filter=replace(SYN4SEG, min_area=256), relabel=RelabelSettings(tau=0.6),
             boundary=BoundarySettings(band=12, min_area=256, min_quality=0.5),
-        )),
+        ), quality=POLES),
         "train": GeneralisedSettings(
             size=(192, 256), layer="visible", width=64, steps=400, batch=8,
             joint=JointSettings(steps=300, rate=5e-3), checkpoint_every=100,
