@@ -193,7 +193,8 @@ def compare(benchmark, capsys, name: str, plain: Timer, ours: Timer, uncached: T
     benchmark.extra_info.update(found)
     with capsys.disabled():
         shown = ", ".join(f"{what} {value:.2f}" for what, value in found.items())
-        print(f"\n{name} at {SIDE}x{SIDE} on {DEVICE.type}, batch {BATCH}, {episodes[ours]} episodes; a second: {shown}")
+        setting = f"{SIDE}x{SIDE} on {DEVICE.type}, batch {BATCH}, {episodes[ours]} episodes"
+        print(f"\n{name} at {setting}; a second: {shown}")
     assert CUDA or ratio >= WANTED[name]
 
 
