@@ -67,6 +67,16 @@ def test_no_segment_that_counts_gives_an_empty_mask():
         assert not merge(nothing, "infrared", infrared, RULE).any()
 
 
+def test_segments_too_large_or_too_small_do_not_count():
+    infrared, visible, where = scene()
+    half, speck = np.zeros_like(where), np.zeros_like(where)
+    half[:, 20:60], speck[30, 40] = True, True
+    for kind, picture in (("infrared", infrared), ("visible", visible)):
+        for wrong in (half, speck):
+            assert not merge([segment(wrong)], kind, picture, RULE).any()
+            assert merge([segment(wrong)], kind, picture, replace(RULE, area=(0, 1))).any()
+
+
 def test_only_the_best_count():
     infrared, _, where = scene()
     half = where & (np.arange(100) < 42)

@@ -101,6 +101,15 @@ def test_a_fresh_one_starts_as_the_blend_of_the_pair():
         torch.testing.assert_close(out.luminance, blend, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("changes", "pure"), [
+    ({}, True), ({"head": "plain"}, True), ({"head": "eps"}, False), ({"head": "dual"}, False),
+    ({"start": "first"}, False), ({"configuration": "paper5"}, False),
+])  # fmt: skip
+def test_the_last_step_is_pure_noise_where_that_can_be_undone(changes, pure):
+    """ε says nothing about x_0 where nothing of it is left."""
+    assert (small("sgdfuse", **changes).plan[-1] == 0) == pure
+
+
 def test_the_channels_are_those_of_the_configurations():
     with torch.device("meta"):
         widths = {name: small("sgdfuse", configuration=name).denoiser.unet.stem.in_channels for name in CONFIGURATIONS}
