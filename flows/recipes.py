@@ -80,7 +80,7 @@ def smoke() -> Recipe:
             validation=8, validate_every=10, checkpoint_every=5,
         ),
         exam=ExamSettings(resamples=500),
-        compute=Compute(shard_size=8),
+        compute=Compute(actors=1, shard_size=8),
     )
 
 
