@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from models.backbone import EncoderSettings
 from models.boundary import BoundarySettings
 from models.errors import UsageError
+from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
-from models.generators.quality import QualitySettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
 from models.labelling import LabelSettings

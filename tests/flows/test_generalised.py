@@ -10,8 +10,8 @@ import pytest
 from flows.generalised import scores
 from flows.generalised_recipes import Step, toy
 from models.boundary import BoundarySettings
+from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
-from models.generators.quality import QualitySettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
 from models.labelling import LabelSettings
