@@ -95,8 +95,8 @@ def demo() -> Recipe:
         refine=RefineSettings(size=(192, 256)),
         base=BaseSettings(size=(192, 256), width=64, steps=150),
         meta=MetaSettings(
-            size=(192, 256), expert=ExpertSettings(base_width=64, anchored=AnchoredSettings(width=24)),
-            min_pixels=60, steps=200, rate=5e-3, held_out=2, validation=20,
+            size=(192, 256), expert=ANCHOR, min_pixels=60, steps=60, batch=6, rate=0.2, pool=30, held_out=3,
+            rotate=True, validation=20, validate_every=20, checkpoint_every=20,
         ),
         compute=Compute(shard_size=20),
     )
