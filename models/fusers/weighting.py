@@ -74,7 +74,8 @@ class Weighting(nn.Module):
 
     @torch.no_grad()
     def _follow(self, values: Tensor) -> None:
-        decay = min(self.decay, float(self.seen) / (1 + float(self.seen)))  # a plain mean at first
+        fresh = 1 - 2 / (self.window + 1)  # forgets what came before the window
+        decay = min(self.decay, fresh, float(self.seen) / (1 + float(self.seen)))  # a plain mean at first
         self.mean.lerp_(values, 1 - decay)
         self.seen += 1
         if int(self.seen) % self.window == 0:

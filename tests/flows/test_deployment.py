@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -62,10 +63,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, first_night, night_place: Path) -> dict[str, str]:
+    """A machine of its own that shares the store with the first night, as a second worker would."""
     return os.environ | {
         "THERMOFUSE_HOME": str(folder / "home"),
-        "THERMOFUSE_STORE": str(folder / "store"),
+        "THERMOFUSE_STORE": str(night_place / "store"),
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -125,7 +127,9 @@ def test_the_form_has_every_setting(api: httpx.Client) -> None:
     assert set(form) == {setting.name for setting in fields(Recipe)}
 
 
-def test_a_worker_runs_the_smoke_deployment(api: httpx.Client, folder: Path, environment: dict[str, str]) -> None:
+def test_a_worker_runs_the_smoke_deployment(
+    api: httpx.Client, folder: Path, environment: dict[str, str], first_night
+) -> None:
     created = api.post(f"deployments/{deployment(api, 'smoke')['id']}/create_flow_run", json={})
     run = f"flow_runs/{created.raise_for_status().json()['id']}"
     log = folder / "worker.log"
@@ -135,4 +139,7 @@ def test_a_worker_runs_the_smoke_deployment(api: httpx.Client, folder: Path, env
     assert state["type"] == "COMPLETED", (state, log.read_text()[-5000:])
     stages = api.post("task_runs/filter", json={"flow_runs": {"id": {"any_": [run.split("/")[1]]}}}).json()
     assert {stage["state"]["type"] for stage in stages} == {"COMPLETED"}
-    assert list((folder / "store").rglob("manifest.json")), "the night committed nothing to its store"
+    (outcome,) = [json.loads(path.read_text()) for path in (folder / "home" / "runs").rglob("outcome.json")]
+    assert outcome["scores"] == json.loads(json.dumps(first_night.as_dict()["scores"]))
+    assert all(stage["reused"] for stage in outcome["stages"] if stage["name"] not in ("register", "promote"))
+    assert outcome["version"]["number"] == 1 and outcome["verdict"]["sentence"]

@@ -19,6 +19,7 @@ from models.errors import LeaseHeld
 from tasks import places
 from tasks.lease import lease
 from tasks.stage import ledger
+from tests.flows.conftest import living_in
 
 STAGES = [
     "prepare", "freeze_episodes", "freeze_encoder", "fit_translators", "synthesise", "refine", "train_base",
@@ -43,17 +44,10 @@ ELSEWHERE = """
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory, ray_local, prefect_server, mlflow_template):
-    """The first night, in a home that the tests of this module share."""
-    import shutil
-
-    root = tmp_path_factory.mktemp("night")
-    shutil.copy(mlflow_template, root / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THERMOFUSE_HOME", str(root / "home"))
-        patch.setenv("THERMOFUSE_STORE", str(root / "store"))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-        yield nightly("smoke")
+def night(first_night, night_place):
+    """The first night, in the home that the tests of this module share."""
+    with living_in(night_place):
+        yield first_night
 
 
 def test_every_stage_really_ran(night):
