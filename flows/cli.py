@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from flows.streams import Stdout
 from models.errors import ThermofuseError, UsageError
 from tasks import places
 
@@ -69,7 +70,7 @@ def run(
     from flows import display
     from flows.overrides import override
 
-    make_home()
+    places.make_home()
     with display.progress():
         from flows.nightly import nightly
         from flows.recipes import named
@@ -109,7 +110,7 @@ def study(
     from flows import display
     from flows.overrides import override
 
-    make_home()
+    places.make_home()
     with display.progress():
         from flows.recipes import named
         from flows.studies import SEEDS
@@ -183,14 +184,7 @@ def predict(
 
 
 @app.command
-def fuse(
-    folder: Path,
-    /,
-    *,
-    fuser: str = "saliency",
-    out: Path,
-    seed: int = 0,
-) -> Reply:
+def fuse(folder: Path, /, *, fuser: str = "saliency", out: Path, seed: int = 0) -> Reply:
     """Fuse aligned pairs: FOLDER/infrared with FOLDER/visible, by file name.
 
     Parameters
@@ -244,8 +238,7 @@ def rollback(model: str, /) -> Reply:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Without arguments those of the process are taken, and its stdout is
-    kept clean until it ends; with arguments stdout is given back."""
+    """Run one command, of the process without arguments; returns its exit code. Stdout is kept clean meanwhile."""
     if arguments is None:
         signal.signal(signal.SIGTERM, _stop)
     places.prepare_environment()
@@ -254,32 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(sys.argv[1:] if arguments is None else list(arguments), stdout)
     finally:
         stdout.close(give_back=arguments is not None)
-
-
-class Stdout:
-    """The real stdout, for one writer; what else this process or its children print goes to stderr meanwhile."""
-
-    def __init__(self) -> None:
-        sys.stdout.flush()
-        self._kept, self._printed = os.dup(1), sys.stdout
-        self.file: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-        sys.stdout = sys.stderr
-
-    def close(self, give_back: bool) -> None:
-        self.file.close()
-        if give_back:
-            os.dup2(self._kept, 1)
-            sys.stdout = self._printed
-        os.close(self._kept)
-
-
-def make_home() -> None:
-    """Make the working folder; Prefect's server does not start without it. Raises UsageError when it cannot be made."""
-    try:
-        places.home().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot make {places.home()} ({error.strerror}); set THERMOFUSE_HOME.") from error
 
 
 def _run(tokens: list[str], stdout: Stdout) -> int:

@@ -8,6 +8,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.errors import UsageError
+
 if TYPE_CHECKING:
     from tasks.store import Store
 
@@ -63,3 +65,11 @@ def _quiet() -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+
+
+def make_home() -> None:
+    """Make the working folder; Prefect's server does not start without it. Raises UsageError when it cannot be made."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot make {home()} ({error.strerror}); set THERMOFUSE_HOME.") from error
