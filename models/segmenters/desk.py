@@ -47,19 +47,28 @@ class Question(NamedTuple):
         return self.batch.targets
 
 
+class _Shelf:
+    """What is kept while `budget` bytes last."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.bytes = budget, 0
+        self.held: dict[tuple, object] = {}
+
+    def keep(self, key: tuple, value: object, size: int) -> None:
+        if self.bytes + size <= self.budget:
+            self.held[key], self.bytes = value, self.bytes + size
+
+
 class Desk:
     """Episodes of one bank, laid out for experts. budget: bytes of evidence kept."""
 
     def __init__(self, bank: FeatureBank, budget: int = 4 << 30) -> None:
-        self.bank, self.memory, self.budget = bank, BaseMemory(), budget
-        self.held: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self.masks: dict[tuple, Tensor] = {}
-        self.bytes = 0
+        self.bank, self.memory, self.shelf = bank, BaseMemory(), _Shelf(budget)
 
     def beside(self) -> Desk:
         """A desk for other base learners: pictures and evidence are shared, base maps are not."""
-        other = Desk(self.bank, self.budget)
-        other.held, other.masks = self.held, self.masks
+        other = Desk(self.bank)
+        other.shelf = self.shelf
         return other
 
     def lay(
@@ -91,16 +100,15 @@ class Desk:
     def _read(self, every_level: bool, e: EpisodeKey, layer: str, shown: str, novel, policy) -> tuple[Tensor, Tensor]:
         """Evidence [E, h, w] and ψ [] of one episode on one layer; masks are those of the layer `shown`."""
         key = (e.label, e.query, e.supports, layer, shown, novel, policy, every_level)
-        if key in self.held:
-            return self.held[key]
+        if key in self.shelf.held:
+            return self.shelf.held[key]
         levels = self.bank.get([(id, layer) for id in (e.query, *e.supports)])[:3]
         query = to_grid(Features(*(level[:1] for level in levels)), self.bank.grid)
         support = to_grid(Features(*(level[1:][None] for level in levels)), self.bank.grid)
         masks = torch.stack([self._mask(id, e.label, shown, novel, policy) for id in e.supports])[None]
         maps = evidence(query, support, soft_mask(masks.to(self.bank.device), self.bank.grid), every_level)[0]
         found = maps, style_discrepancy(query[0], support[0]).mean(1)[0]
-        if self.bytes + maps.nbytes <= self.budget:
-            self.held[key], self.bytes = found, self.bytes + maps.nbytes
+        self.shelf.keep(key, found, maps.nbytes)
         return found
 
     @torch.no_grad()
@@ -112,11 +120,10 @@ class Desk:
 
     def _mask(self, id: str, label: int, layer: str, novel: Sequence[int], policy: str) -> Tensor:
         key = (id, label, layer, tuple(novel), policy)
-        if key in self.masks:
-            return self.masks[key]
+        if key in self.shelf.held:
+            return self.shelf.held[key]
         mask = self.bank.canvas.label(episode_mask(self.bank.views.label(id, layer, novel, policy), label))
-        if self.bytes + mask.nbytes <= self.budget:
-            self.masks[key], self.bytes = mask, self.bytes + mask.nbytes
+        self.shelf.keep(key, mask, mask.nbytes)
         return mask
 
 

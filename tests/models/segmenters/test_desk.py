@@ -94,7 +94,16 @@ def test_a_full_desk_still_answers(views):
     for step in range(2):
         found, expected = (one.ask(model, 0, *asked(views, step))[0].final for one in (small, large))
         assert torch.equal(found, expected)
-    assert not small.held and not small.masks and large.held and large.masks
+    assert not small.shelf.held and large.shelf.held
+
+
+def test_desks_beside_each_other_share_one_budget(views):
+    first = Desk(FeatureBank(tiny_encoder(), views, Canvas(SIZE)), 300_000)
+    second, model = first.beside(), expert(views)
+    for step in range(4):
+        (first, second)[step % 2].ask(model, 0, *asked(views, step))
+    kept = [x[0] if isinstance(x, tuple) else x for x in second.shelf.held.values()]
+    assert kept and sum(x.nbytes for x in kept) == first.shelf.bytes <= 300_000
 
 
 def test_gradients_reach_the_learners_and_nothing_else(views, desk):
