@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from models.encoders import EncoderSettings, Parts, build_parts
+from models.encoders import EncoderSettings, Parts, build_parts, fold_norms
 from models.errors import UsageError
 from models.geometry import is_valid
 
@@ -142,10 +142,11 @@ def save_encoder(folder: Path, settings: EncoderSettings) -> None:
 
 
 def load_encoder(folder: Path, wants: Wants = LEVELS) -> Encoder:
-    """The encoder that `save_encoder` wrote, on the CPU."""
+    """The encoder that `save_encoder` wrote, on the CPU, its norms folded: for use, not for saving again."""
     from safetensors.torch import load_file
 
     stored = json.loads((Path(folder) / "config.json").read_text())
     encoder = build_encoder(EncoderSettings(**{**stored, "stages": tuple(stored["stages"])}), wants)
     encoder.load_state_dict(load_file(Path(folder) / "encoder.safetensors"))
+    fold_norms(encoder)
     return encoder

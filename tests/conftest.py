@@ -18,6 +18,7 @@ import pytest
 
 # Ray puts sockets under its folder and the kernel allows 107 bytes, so this one is short and not pytest's.
 SESSION = Path(tempfile.mkdtemp(prefix="tf", dir="/tmp"))
+COSTLY = {"ray_local", "prefect_server", "mlflow_template"}
 LEAKS = ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "THERMOFUSE_STORE", "AWS_PROFILE")
 
 
@@ -40,6 +41,14 @@ def pytest_configure() -> None:
     from tasks.places import prepare_environment
 
     prepare_environment()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `pytest -n 2 --dist loadgroup`: what needs the costly places shares one process, the other files are free."""
+    for item in items:
+        costly = COSTLY & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("engines" if costly else item.path.stem))
 
 
 def pytest_unconfigure() -> None:

@@ -74,10 +74,11 @@ class Anchored(nn.Module):
         query levels [B, c, h', w'], support levels [B, K, c, h', w'], base map [B, 1, h, w].
         """
         grid = tuple(query.low.shape[-2:])
-        asked, shown = to_grid(query[:3], grid), to_grid(support[:3], grid)
-        maps = evidence(asked, shown, mask, every_level=self.correct is not None)
-        psi = style_discrepancy(asked[0], shown[0]).mean(1)
-        logits = self.from_evidence(maps, base, self._raw(asked, shown, mask))
+        shown = to_grid(support[:3], grid)
+        maps = evidence(query[:3], shown, mask, every_level=self.correct is not None)
+        psi = style_discrepancy(to_grid(query[:1], grid)[0], shown[0]).mean(1)
+        raw = self._raw(to_grid(query[:3], grid), shown, mask) if self.raw_width else None
+        logits = self.from_evidence(maps, base, raw)
         return logits, psi, Prototype.from_evidence(maps)
 
     def from_evidence(self, maps: Tensor, base: Tensor, raw: Tensor | None = None) -> Tensor:
@@ -93,9 +94,7 @@ class Anchored(nn.Module):
         cells = maps[:, NEAR_FOREGROUND] - maps[:, NEAR_BACKGROUND]
         return SCALE * (self.mix[0] * prototypes + self.mix[1] * cells - STEP * self.threshold)[:, None]
 
-    def _raw(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor | None:
-        if not self.raw_width:
-            return None
+    def _raw(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
         reduced = self.reduce(torch.cat(query[1:], 1)).relu()
         shown = self.reduce(torch.cat(support[1:], 2).flatten(0, 1)).relu().unflatten(0, support[0].shape[:2])
         tiled = prototype(shown, mask.foreground)[:, :, None, None].expand_as(reduced)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.backbone import Features
 from models.episode import EpisodeKey
 from models.segmenters.episodes import BaseMemory, Batch, gather
 from models.segmenters.expert import Expert
@@ -103,11 +102,11 @@ class Desk:
         if key in self.shelf.held:
             return self.shelf.held[key]
         levels = self.bank.get([(id, layer) for id in (e.query, *e.supports)])[:3]
-        query = to_grid(Features(*(level[:1] for level in levels)), self.bank.grid)
-        support = to_grid(Features(*(level[1:][None] for level in levels)), self.bank.grid)
+        query = [level[:1] for level in levels]
+        support = to_grid([level[1:][None] for level in levels], self.bank.grid)
         masks = torch.stack([self._mask(id, e.label, shown, novel, policy) for id in e.supports])[None]
         maps = evidence(query, support, soft_mask(masks.to(self.bank.device), self.bank.grid), every_level)[0]
-        found = maps, style_discrepancy(query[0], support[0]).mean(1)[0]
+        found = maps, style_discrepancy(to_grid(query[:1], self.bank.grid)[0], support[0]).mean(1)[0]
         self.shelf.keep(key, found, maps.nbytes)
         return found
 

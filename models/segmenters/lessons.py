@@ -229,7 +229,8 @@ def held_out_score(expert: Expert, episodes: list[EpisodeKey], lesson: Lessons, 
     for start in range(0, len(episodes), 8):
         part = episodes[start : start + 8]
         out, targets = ask(expert, lesson.fold, part, lesson.layers[0], lesson.hidden, lesson.settings.novel_in_train)
-        said = enlarge(out.final, tuple(targets.shape[-2:])).argmax(1).cpu()
+        background, foreground = enlarge(out.final, tuple(targets.shape[-2:])).unbind(1)
+        said = (foreground > background).to(torch.uint8).cpu()
         for episode, prediction, mask in zip(part, said, targets[0].cpu(), strict=True):
             counts = episode_counts(prediction, mask)
             both = sums.setdefault(episode.label, [0, 0])

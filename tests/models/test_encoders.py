@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.backbone import Features, Wants, build_encoder, load_encoder, save_encoder
-from models.encoders import EncoderSettings, build_parts
+from models.encoders import EncoderSettings, build_parts, fold_norms
 from models.errors import UsageError
 from models.views import encode
 from tests.models.drawn import ENCODER, tiny_encoder
@@ -131,3 +131,20 @@ def test_features_are_a_tuple_with_names():
     assert [levels.low, levels.mid, levels.high, levels.blocks, levels.masked] == list(levels)
     torch.manual_seed(0)
     assert type(levels)(*(x + 1 for x in levels)).high == 3
+
+
+@pytest.mark.parametrize("settings", [MOBILENET, VGG], ids=lambda s: s.name)
+def test_norms_fold_into_their_convolutions_and_change_no_answer(settings):
+    torch.manual_seed(0)
+    network = build_parts(settings).stages.eval()
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2.0)
+    with torch.no_grad():
+        expected = network(images())
+        fold_norms(network)
+        found = network(images())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+    for level, as_before in zip(found, expected, strict=True):
+        assert torch.allclose(level, as_before, rtol=1e-3, atol=1e-4 * as_before.abs().max().item())

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from models.backbone import load_encoder
 from models.errors import UsageError
 from tasks import places
 from tasks.freeze_encoder import freeze_encoder
@@ -36,7 +36,7 @@ def frozen(weights, **changes):
 
 
 def first_weights(ref):
-    return load_encoder(places.store().local(ref)).state_dict()["stages.conv1.0.weight"]
+    return load_file(places.store().local(ref) / "encoder.safetensors")["stages.conv1.0.weight"]
 
 
 @pytest.mark.parametrize("place", ["../here/w.pth", "w.pth", "weights/w.pth", "../weights/w.pth"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from models.backbone import Features
 from models.segmenters.similarity import (
@@ -19,6 +20,7 @@ from models.segmenters.similarity import (
     prototype,
     rectified_mean,
     soft_mask,
+    stretch,
     style_discrepancy,
     to_grid,
 )
@@ -82,6 +84,13 @@ def test_levels_of_all_strides_join_one_grid_at_unit_length():
         assert torch.allclose(level.norm(dim=1), torch.ones(2, 8, 12), atol=1e-5)
         assert torch.allclose(shown[:, 0], level) and torch.allclose(shown[:, 1], level)
     assert torch.allclose(to_grid(strides, (8, 12))[0] * strides.low.norm(dim=1, keepdim=True), strides.low, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(8, 12), (7, 9), (3, 20), (4, 6)])
+def test_stretching_is_bilinear(grid):
+    level = rand(2, 3, 5, 4, 6)
+    expected = interpolate(level.flatten(0, 1), grid, mode="bilinear", align_corners=False).unflatten(0, (2, 3))
+    assert torch.allclose(stretch(level, grid), expected, atol=1e-6)
 
 
 # ---- prototypes
@@ -286,6 +295,19 @@ def test_evidence_equals_loops(shots):
     for b in range(2):
         expected = reference([x[b].numpy() for x in query], [x[b].numpy() for x in support], mask[b].numpy())
         assert np.allclose(found[b].flatten(1).numpy(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("every_level", [True, False])
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_a_query_at_its_own_strides_says_what_the_stretched_one_says(episodes, every_level):
+    strides = Features(rand(episodes, 6, 8, 12), rand(episodes, 9, 4, 6), rand(episodes, 4, 2, 3))
+    support, mask = maps(episodes, 2, seed=5, grid=(8, 12)), masks(episodes, 2, grid=(8, 12))
+    found = evidence(strides, support, split(mask), every_level)
+    expected = evidence(to_grid(strides, (8, 12)), support, split(mask), every_level)
+    assert found.shape == (episodes, 20 if every_level else 5, 8, 12)
+    assert torch.allclose(found, expected, atol=1e-5)
+    if not every_level:
+        assert torch.allclose(found, evidence(strides, support, split(mask))[:, -5:], atol=1e-6)
 
 
 def test_the_order_of_supports_changes_nothing():
