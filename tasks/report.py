@@ -38,7 +38,10 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that one night says for itself. report: what -> path on this machine."""
+    """All that one night says for itself.
+
+    report: what -> path on this machine. pictures: how good each layer is (`tasks.judge_pictures.layer_scores`).
+    """
 
     run_key: str
     recipe: str
@@ -47,6 +50,7 @@ class Outcome:
     scores: Mapping[str, Any]
     stages: tuple[StageReport, ...]
     report: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return str(self.verdict)
@@ -136,7 +140,7 @@ def page(
         differences=[row for row in outcome.scores["differences"] if row["miou"]["value"] is not None],
         titles=STREAM_TITLES, colours=STREAM_COLOURS, seconds=seconds, slowest=_slowest(outcome.stages),
         pictures={name: base64.b64encode(pictures[name]).decode() for name in CAPTIONS if name in pictures},
-        captions=CAPTIONS,
+        captions=CAPTIONS, layers=layer_table(outcome.pictures),
         refined=refined, settings=settings, labels=labels, made=datetime.now().astimezone(),
         points=_points, duration=duration,
     )  # fmt: skip
@@ -179,6 +183,21 @@ def markdown(scores: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
+def layer_table(pictures: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """A row per layer: title, count, real; kid, spread, fid as text; edges, agreement, same in points or None."""
+    from models.plots import LAYER_TITLES
+
+    return [
+        {
+            "title": LAYER_TITLES.get(layer, layer), "count": int(found["count"]), "real": int(found["real"]),
+            "kid": _digits(found["kid"]), "fid": _digits(found["fid"]),
+            "spread": "" if math.isnan(found["kid"]) else f"{found['kid_low']:.3g} to {found['kid_high']:.3g}",
+            **{name: _points(found[name]) for name in ("edges", "agreement", "same")},
+        }
+        for layer, found in pictures.items()
+    ]
+
+
 def refine_rows(rows: pd.DataFrame, classes: Iterable[str]) -> list[dict[str, Any]]:
     """Kept and freed pixels of each layer and class, summed over the rows of `tasks.refine`; empty classes left out."""
     names = {str(index): name for index, name in enumerate(classes, start=1)}
@@ -217,6 +236,10 @@ def _cell(cell: Mapping[str, float | None]) -> str:
         return "–"
     interval = "" if cell["low"] is None else f" ({cell['low']:.1f}–{cell['high']:.1f})"
     return f"{cell['value']:.1f}{interval}"
+
+
+def _digits(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
 
 
 def _points(fraction: float | None) -> float | None:

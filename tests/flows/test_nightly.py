@@ -16,14 +16,16 @@ from flows.nightly import nightly
 from flows.recipes import named
 from flows.studies import SEEDS, study
 from models.errors import LeaseHeld
-from tasks import places
+from models.generators.settings import SOURCES
+from tasks import places, tracking
+from tasks.judge_pictures import DOMAINS
 from tasks.lease import lease
 from tasks.stage import ledger
 from tests.flows.conftest import living_in
 
 STAGES = [
-    "prepare", "freeze_episodes", "freeze_encoder", "fit_translators", "synthesise", "refine", "train_base",
-    "train_meta", "evaluate", "register", "promote",
+    "prepare", "freeze_episodes", "freeze_encoder", "fit_translators", "synthesise", "judge", "refine",
+    "train_base", "train_meta", "evaluate", "register", "promote",
 ]  # fmt: skip
 STREAMS = {"prototype", "prototype_both", "infrared", "rgb", "fusion"}
 # Nothing of the checkout may be importable: the artefact has to bring the `models` package itself.
@@ -70,9 +72,23 @@ def test_the_verdict_is_one_sentence_about_version_1(night):
     assert "v1" in night.verdict.sentence and "\n" not in night.verdict.sentence
 
 
+def test_the_pictures_are_judged_before_use_beside_their_controls(night):
+    found, frames = night.pictures, named("smoke").judge.frames
+    assert list(found) == [layer for layer in DOMAINS if layer in found] and {*SOURCES, "thermal_rgb"} < set(found)
+    assert found["infrared"]["edges"] > 0.99 and all(row["count"] == frames for row in found.values())
+    for row in found.values():
+        assert 0 <= row["edges"] <= 1 and 0 <= row["agreement"] <= 1 and row["same"] <= 1
+    assert all(row["kid_low"] < row["kid"] < row["kid_high"] for layer, row in found.items() if layer != "visible")
+    assert night.as_dict()["pictures"]["visible"]["kid"] is None
+    logged = tracking.client().get_run(night.version.run_id).data.metrics
+    assert logged["pictures/rgb/kid"] == pytest.approx(found["rgb"]["kid"])
+    assert logged["pictures/thermal_rgb/edges"] == pytest.approx(100 * found["thermal_rgb"]["edges"])
+
+
 def test_the_report_is_there(night):
     page = Path(night.report["report"]).read_text()
     assert page.startswith("<!doctype html>") and "data:image/png;base64," in page
+    assert "Quality of the pictures" in page
 
 
 def test_the_same_night_again_reuses_everything_and_registers_nothing_new(night):
