@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.errors import UsageError
 from tasks import places
+from tasks.blobs import write_file
 from tasks.stage import StageReport, stage
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def report(
         run: the night's MLflow run.
     """
     folder = run_folder(outcome.run_key)
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = dict(pictures or {})
     labels = run.labels if run else {}
     files = {
@@ -84,7 +83,7 @@ def report(
         **{f"{name}.png": data for name, data in pictures.items()},
     }
     for name, data in files.items():
-        _write(folder / name, data)
+        write_file(folder / name, data)
         if run:
             run.file(f"report/{name}", data)
     outcome = replace(outcome, report={Path(name).stem if name.endswith((".html", ".png")) else name: str(folder / name)
@@ -97,8 +96,7 @@ def report(
 def save_outcome(outcome: Outcome) -> Path:
     """Write `outcome.json` of the run, whole or not at all."""
     path = run_folder(outcome.run_key) / "outcome.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(outcome.as_dict(), indent=1, allow_nan=False).encode())
+    write_file(path, json.dumps(outcome.as_dict(), indent=1, allow_nan=False).encode())
     return path
 
 
@@ -260,12 +258,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def _tell_prefect(outcome: Outcome) -> None:
