@@ -311,6 +311,8 @@ def test_selection_on_the_test_split_is_said_aloud_and_holds_nothing_out(bank):
     assert default.hidden == frames.novel(0) and not {e.label for e in default.validation()} & set(frames.novel(0))
 
 
-def test_an_unknown_selection_lists_the_known_ones():
+def test_an_unknown_selection_or_policy_lists_the_known_ones():
     with pytest.raises(UsageError, match="no select_on 'novel'; choose held_out or test"):
         MetaSettings(select_on="novel")
+    with pytest.raises(UsageError, match=r"no policy 'maybe' .*choose ignore, background, drop"):
+        MetaSettings(novel_in_train="maybe")
