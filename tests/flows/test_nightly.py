@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flows.cli import main
 from flows.nightly import nightly
 from flows.recipes import named
-from flows.studies import SEEDS, study
 from models.errors import LeaseHeld
 from models.generators.settings import SOURCES
 from tasks import places, tracking
@@ -91,12 +92,15 @@ def test_the_report_is_there(night):
     assert "Quality of the pictures" in page
 
 
-def test_the_same_night_again_reuses_everything_and_registers_nothing_new(night):
-    again = nightly("smoke")
-    work = [stage for stage in again.stages if stage.name not in ("register", "promote")]
-    assert all(stage.reused for stage in work), [stage.name for stage in work if not stage.reused]
-    assert again.version.number == 1 and again.run_key == night.run_key
-    assert again.scores == night.scores
+def test_the_same_night_again_reuses_everything_and_registers_nothing_new(night, capfd):
+    """Asked on the command line, whose JSON is all that reaches stdout."""
+    assert main(["run", "smoke", "--json"]) == 0
+    again, first = json.loads(capfd.readouterr().out, parse_constant=pytest.fail), night.as_dict()
+    work = [stage for stage in again["stages"] if stage["name"] not in ("register", "promote")]
+    assert all(stage["reused"] for stage in work), [stage["name"] for stage in work if not stage["reused"]]
+    assert again["version"]["number"] == 1
+    for name in ("run_key", "recipe", "scores", "pictures", "report"):
+        assert again[name] == first[name], name
 
 
 def test_another_exam_makes_the_champion_sit_it_too(night):
@@ -124,16 +128,17 @@ def test_a_second_night_at_the_same_time_is_refused(night):
         nightly("smoke")
 
 
-def test_a_study_takes_the_pictures_of_the_night(night):
+def test_a_study_takes_the_pictures_of_the_night(night, capfd):
     """mix with one seed; the second time nothing is computed."""
-    meta = replace(named("smoke").meta, steps=4, validate_every=2, validation=4)
-    small = replace(named("smoke"), meta=meta)
-    found = study("mix", small, SEEDS[:1])
-    table = pd.DataFrame(list(found.rows))
+    small = ("meta.steps=4", "meta.validate_every=2", "meta.validation=4")
+    asked = ["smoke", "--seeds", "1", *(token for one in small for token in ("--set", one))]
+    assert main(["study", "mix", *asked, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)
+    table = pd.DataFrame(found["rows"])
     assert table["row"].tolist() == ["prototype", *(f"share_{share}" for share in ("0", "0.25", "0.5", "0.75", "0.9"))]
     assert table["episodes"].nunique() == 1 and table["miou"].between(0, 100).all()
     reused = {done.name: done.reused for done in ledger()}
     assert not reused.pop("compare") and reused.pop("synthesise") and reused.pop("train_base")
-    again = study("mix", small, SEEDS[:1])
-    assert again.key == found.key and again.rows == found.rows
+    assert main(["study", "mix", *asked]) == 0
+    assert found["key"] in (again := capfd.readouterr().out) and "share_0.25" in again
     assert {done.name: done.reused for done in ledger()}["compare"]
