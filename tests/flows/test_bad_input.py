@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from flows.cli import main
-from tasks import fanout, places, tracking
+from tasks import places, tracking
 from tests.flows.conftest import living_in
 from tests.models.datasets.miniatures import folder, grey, save
+from tests.tasks.inline import without_actors
 
 MODEL = "thermofuse-toy-1shot"
 PROGRESS = re.compile(r"\w+: \d+/\d+")
@@ -31,19 +32,13 @@ class Said(NamedTuple):
     made: set[str]
 
 
-def in_this_process(job, rows, compute, tally):
-    worker = job.start_worker()
-    for start in range(0, len(rows), compute.shard_size):
-        tally.take(job.run_shard(worker, rows[start : start + compute.shard_size]))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, prefect_server):
     """A home, a store and an empty folder of data."""
     root = tmp_path_factory.mktemp("asked")
     with living_in(root), pytest.MonkeyPatch.context() as patch:
         patch.setenv("THERMOFUSE_DATA", str(root / "data"))
-        patch.setattr(fanout, "_dispatch", in_this_process)
+        without_actors(patch)
         yield root
 
 

@@ -15,7 +15,7 @@ from models.frames import Frames, layer_name, png_bytes
 from models.generators.pictures import lightness_picture
 from models.generators.quality import fid, kid
 from tasks import places, tracking
-from tasks.fanout import Compute, Job, Tally
+from tasks.fanout import Compute
 from tasks.judge_pictures import (
     DOMAINS,
     SHARES,
@@ -27,8 +27,8 @@ from tasks.judge_pictures import (
     points,
     summary,
 )
-from tasks.store import digest_of
 from tests.models.drawn import ENCODER, SIZE, drawn_frames
+from tests.tasks.inline import without_actors
 
 SETTINGS = JudgeSettings(size=SIZE, examples=6)
 COMPUTE = Compute(actors=1, shard_size=3, max_quarantined=0.5)
@@ -78,21 +78,9 @@ def night(thermofuse_home, folders):
     return frames, drawn_by(layers, opened), commit("encoder", None, {}, folder=folders["encoder"])
 
 
-def in_process(worker, rows, settings, compute, *, kind, inputs, code, meta=None, extra=None):
-    """fan_out without actors: the same digest, commit, and shards of the asked size."""
-    store, tally = places.store(), Tally(kind, rows, compute.max_quarantined)
-    digest = digest_of(kind, inputs, {"settings": settings, "rows": rows, "extra": extra}, code)
-    if found := store.find(kind, digest):
-        return found
-    job, size = Job(worker, settings, tuple(inputs), store, kind, digest), compute.shard_size
-    for start in range(0, len(rows), size):
-        tally.take(job.run_shard(job.start_worker(), rows[start : start + size]))
-    return tally.commit(store.draft(kind, digest), meta or {})
-
-
 @pytest.fixture
 def no_actors(monkeypatch):
-    monkeypatch.setattr("tasks.judge_pictures.fan_out", in_process)
+    without_actors(monkeypatch)
 
 
 def judged(night, settings=SETTINGS, compute=COMPUTE):
