@@ -17,6 +17,7 @@ from tasks.evaluate import evaluate, exam_table, grade, sit_again
 from tasks.fit_translators import fit_translators
 from tasks.freeze_encoder import freeze_encoder
 from tasks.illustrate import illustrate
+from tasks.judge_pictures import judge_pictures, layer_scores
 from tasks.lease import lease
 from tasks.prepare import chosen_folds, freeze_episodes, prepare
 from tasks.promote import promote
@@ -46,9 +47,10 @@ def nightly(recipe: Recipe | str = "smoke") -> Outcome:
         key = run_key(recipe, list(inputs.values()))
 
         with night_run(recipe.name, key, recipe, {name: ref.digest for name, ref in inputs.items()}) as run:
-            # Pictures. Lightness sharpens infrared; RGB adds the channels that infrared lacks.
+            # Pictures. Lightness sharpens infrared, RGB adds the channels it lacks. Both are judged before use.
             translators = fit_translators(frames, recipe.translate, compute)
             synthetic = synthesise(frames, translators, recipe.translate, compute)
+            quality = layer_scores(judge_pictures(frames, synthetic, encoder, recipe.judge, compute, run))
 
             # Labels. They come over pixel by pixel; a region counts only where the picture still shows its class.
             labels = refine(frames, synthetic, encoder, recipe.refine, compute)
@@ -60,7 +62,7 @@ def nightly(recipe: Recipe | str = "smoke") -> Outcome:
                 recipe.meta, folds, recipe.translate.generator, compute,
             )
 
-            # Judgement. Novel classes are seen here for the first time.
+            # Judgement. Novel classes are asked for here, for the first time.
             exam = evaluate(model, frames, synthetic, episodes, recipe.exam, compute)
             scores, table = grade(exam, frames, recipe.exam).as_dict(), exam_table(exam)
             version = register(
@@ -69,7 +71,7 @@ def nightly(recipe: Recipe | str = "smoke") -> Outcome:
             )
             again = sit_again(frames, episodes, recipe.translate, recipe.exam, compute)
             verdict = promote(version, table, recipe.gate, rescore=again)
-            outcome = Outcome(key, recipe.name, verdict, version, scores, tuple(ledger()))
+            outcome = Outcome(key, recipe.name, verdict, version, scores, tuple(ledger()), pictures=quality)
             return report(outcome, run=run, **illustrate(recipe, exam, frames, translators, labels, scores))
 
 

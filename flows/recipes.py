@@ -21,6 +21,7 @@ from models.segmenters.expert import ExpertSettings
 from models.segmenters.lessons import MetaSettings
 from tasks.evaluate import ExamSettings
 from tasks.fanout import Compute
+from tasks.judge_pictures import JudgeSettings
 from tasks.prepare import DataSettings
 from tasks.promote import Gate
 from tasks.store import Ref, digest_of
@@ -37,6 +38,7 @@ class Recipe:
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     translate: TranslateSettings = field(default_factory=TranslateSettings)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)
     base: BaseSettings = field(default_factory=BaseSettings)
     meta: MetaSettings = field(default_factory=MetaSettings)
@@ -73,6 +75,7 @@ def smoke() -> Recipe:
         episodes=EpisodeSettings(min_pixels=40),
         encoder=EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
         translate=TINY,
+        judge=JudgeSettings(frames=8, size=(64, 96), examples=8),
         refine=RefineSettings(size=(64, 96), min_area=16, frames=24, mean_frames=8),
         base=BaseSettings(size=(64, 96), width=32, steps=20, batch=4, checkpoint_every=10),
         meta=MetaSettings(
@@ -92,6 +95,7 @@ def demo() -> Recipe:
         episodes=EpisodeSettings(min_pixels=60),
         encoder=EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
         translate=replace(LAPTOP, channels=(32, 64), crop=64, iterations=60),
+        judge=JudgeSettings(frames=40, size=(192, 256), examples=24),
         refine=RefineSettings(size=(192, 256)),
         base=BaseSettings(size=(192, 256), width=64, steps=150),
         meta=MetaSettings(
@@ -112,6 +116,7 @@ def msrs(shots: int) -> Recipe:
             "mobilenet_v2", "mobilenet_v2_imagenet_from_uint8.pth", "symmetric", dilated=False
         ),
         translate=LAPTOP,
+        judge=JudgeSettings(frames=64),
         base=BaseSettings(width=64, steps=200, batch=4, checkpoint_every=50),
         meta=MetaSettings(
             expert=ANCHOR, shots=shots, steps=60, batch=6, rate=0.2, pool=40, rotate=True, validation=20,
@@ -128,6 +133,7 @@ def large(dataset: str, shots: int, size: tuple[int, int], visible: str) -> Reci
         data=DataSettings(dataset, unpaired_visible=visible),
         episodes=EpisodeSettings(shots=shots, min_pixels=2048),
         encoder=EncoderSettings("resnet50s.gluon_in1k", "pretrained", stages=(2, 3, 4)),
+        judge=JudgeSettings(size=size),
         refine=RefineSettings(size=size),
         base=BaseSettings(size=size, steps=20_000, batch=12, checkpoint_every=1000, cache_gb=16),
         meta=MetaSettings(

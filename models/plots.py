@@ -30,6 +30,11 @@ UNLABELLED = (128, 128, 128)
 STREAM_COLOURS = {"fusion": "#d9500b", "infrared": "#56708c", "rgb": "#25877f", "prototype": "#a2a9b1"}
 STREAM_TITLES = {"fusion": "Fused", "infrared": "Infrared only", "rgb": "RGB only", "prototype": "Prototype (control)",
                  "prototype_both": "Prototype, both"}
+LAYER_TITLES = {
+    "infrared": "Infrared as it is", "lightness": "Lightness", "thermal_lightness": "Tones matched (control)",
+    "rgb": "RGB", "rgb_lightness": "RGB of the lightness", "thermal_rgb": "Colour map (control)",
+    "visible": "Real visible",
+}
 
 
 @dataclass(frozen=True)

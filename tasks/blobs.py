@@ -43,6 +43,24 @@ def writing(place: str) -> Iterator[None]:
         raise UsageError(reason) from error
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file outside the store, whole or not at all, and make its folder.
+
+    Raises StageFailed when the disk is full, UsageError when the place may not be written to.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with full_disk(str(path.parent)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data)
+            part.replace(path)
+    except OSError as error:
+        raise UsageError(f"Cannot write {path} ({error.strerror}); name a folder that you own.") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
 class Folder:
     """Bytes in a local folder, or in one that every node mounts."""
 

@@ -3,7 +3,6 @@
 A cell is one variant with one seed: its meta learners and fusion are fitted for every fold, and sit the episodes whose
 supports that seed drew. All cells of a seed are one shard: what the frozen networks say about an episode is worked out
 once and read by every variant. A cell that is done is kept at once; a study that was killed goes on with the next.
-
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from models.episode import EpisodeKey, from_rows
 from models.frames import Frames
 from models.geometry import Canvas
 from models.metrics import COUNTS, episode_counts
-from models.segmenters.desk import Desk, answer
+from models.segmenters.desk import Desk
 from models.segmenters.expert import Expert
 from models.segmenters.lessons import Best, MetaSettings, courses
 from models.views import FeatureBank, PseudoViews, episode_mask
@@ -32,8 +31,7 @@ from tasks import train_meta
 from tasks.fanout import Compute, fan_out
 from tasks.stage import stage
 from tasks.store import Ref
-from tasks.train import seed_step
-from tasks.train_meta import ensemble_loss, load_experts
+from tasks.train_meta import Experts, batch_losses, fresh_experts, optimisers, update
 
 CODE = ("tasks.compare", "models.metrics", *train_meta.CODE)
 DEADLINE_SECONDS = 12 * 3600
@@ -137,30 +135,16 @@ class Laboratory:
 def fit_experts(
     desk: Desk, base: Path, folds: Sequence[int], meta: MetaSettings, device: str
 ) -> nn.ModuleDict:
-    """The loop of `tasks.train_meta`, in one process and with the desk's memory: the same losses, the same choice."""
+    """The loop of `tasks.train_meta` in one process, with a desk that outlives it: the same steps, the same choice."""
     views = desk.bank.views
     lessons = courses(views, folds, meta)
-    experts = load_experts(views.frames, lessons, desk.bank.encoder, meta, base).to(device)
-    learnt = [p for expert in experts.values() for p in expert.ensemble.parameters()]
-    optimiser = torch.optim.AdamW(learnt, meta.rate, weight_decay=meta.weight_decay)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, meta.steps, power=0.9)
-    best = Best(experts)
+    experts = fresh_experts(views.frames, lessons, desk.bank.encoder, meta, base).to(device)
+    model, best = Experts(experts), Best(experts)
+    optimiser, schedule = optimisers(experts, meta)
     for step in range(meta.steps):
         if meta.selects and step % meta.validate_every == 0:
             best.examine(step, experts, lessons, desk.ask)
-        seed_step(meta.seed, step, 0)
-        experts.train()
-        losses = []
-        for name, lesson in lessons.items():
-            episodes, layers = lesson.batch(step, 0)
-            laid = desk.lay(experts[name], lesson.fold, episodes, layers, lesson.novel, meta.novel_in_train)
-            losses.append(ensemble_loss(answer(experts[name], laid), laid.targets, laid.own, meta))
-        optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        for expert in experts.values():
-            nn.utils.clip_grad_norm_(expert.ensemble.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        update(experts, batch_losses(model, experts, lessons, desk, meta, step), optimiser, schedule)
     if meta.selects:
         best.examine(meta.steps, experts, lessons, desk.ask)
         best.load_into(experts)

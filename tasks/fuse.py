@@ -12,6 +12,7 @@ from models.errors import BadSample, UsageError
 from models.frames import Frames, layer_name, png_bytes, read_png
 from models.fusers.settings import FuserSettings
 from tasks import places, progress
+from tasks.blobs import write_file
 from tasks.fanout import Compute, fan_out
 from tasks.fit_fuser import CODE as FITTED
 from tasks.fit_fuser import found_masks
@@ -123,12 +124,11 @@ def fuse_folder(folder: Path, fuser: str, out: Path, seed: int = 0) -> pd.DataFr
     if not names:
         raise UsageError(f"There are no pairs in {folder}; put pictures of equal names in infrared/ and visible/.")
     opened, provider, rows = load_fuser(fuser), MaskProvider(MaskSettings()), []
-    out.mkdir(parents=True, exist_ok=True)
     for done, name in enumerate(names, start=1):
         rows.append({"name": name} | _fuse_files(opened, provider, *(folder / x[name][0] for x in layers), out, seed))
         progress.step("fuse", done, len(names))
     table = pd.DataFrame(rows)
-    table.to_csv(out / "metrics.csv", index=False)
+    write_file(out / "metrics.csv", table.to_csv(index=False).encode())
     return table
 
 
@@ -141,5 +141,5 @@ def _fuse_files(fuser: Any, provider: Any, infrared: Path, visible: Path, out: P
     except BadSample as error:
         return {"error": str(error)}
     picture = fused(fuser, provider, grey, colour, infrared.stem, seed)
-    (out / f"{infrared.stem}.png").write_bytes(png_bytes(picture))
+    write_file(out / f"{infrared.stem}.png", png_bytes(picture))
     return {"error": None, **measured(grey, colour, picture)}

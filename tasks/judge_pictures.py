@@ -10,11 +10,11 @@ Legend: C classes with background.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -45,15 +45,19 @@ from tasks.refine import npz_bytes
 from tasks.stage import stage
 from tasks.store import Ref, digest_of
 
+if TYPE_CHECKING:
+    from tasks.tracking import Run
+
 CODE = (
     "tasks.judge_pictures", "models.generators.quality", "models.generators.pictures", "models.generators.thermal",
-    "models.backbone", "models.geometry", "models.views", "models.frames", "models.episode",
+    "models.backbone", "models.encoders", "models.geometry", "models.views", "models.frames", "models.episode",
 )  # fmt: skip
 DOMAINS = {
     "infrared": "lightness", "lightness": "lightness", "thermal_lightness": "lightness",
     "rgb": "rgb", "rgb_lightness": "rgb", "thermal_rgb": "rgb", "visible": "rgb",
 }  # fmt: skip
 """The rows of the table, in its order, and the real pictures that each is compared with as a set."""
+SHARES = ("edges", "agreement", "same")
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,10 @@ class JudgeSettings:
     """How translations are judged.
 
     layers: the translations to judge; those that were not made are passed over. split: of the frames that are judged;
-    frames: most of them, and most real pictures. size: the encoder's input [H, W]. control: judge the tone maps, too.
-    examples: most training frames that the segmenter and the tone maps are fitted on. fold: its novel classes are kept
-    from the segmenter; None shows it all classes, which is for looking at the table, not for choosing by it.
+    frames: most of them, and most real pictures (0: nothing is judged). size: the encoder's input [H, W]. control:
+    judge the tone maps, too. examples: most training frames that the segmenter and the tone maps are fitted on.
+    fold: its novel classes are kept from the segmenter; None shows it all classes, which is for looking at the table,
+    not for choosing by it.
     """
 
     layers: tuple[str, ...] = ("lightness", "rgb", "rgb_lightness")
@@ -75,27 +80,48 @@ class JudgeSettings:
     fold: int | None = None
 
 
-@stage("judge_pictures")
-def judge_pictures(frames: Ref, synthetic: Ref, encoder: Ref, settings: JudgeSettings, compute: Compute) -> Ref:
+@stage("judge")
+def judge_pictures(
+    frames: Ref, synthetic: Ref, encoder: Ref, settings: JudgeSettings, compute: Compute, run: Run | None = None
+) -> Ref:
     """Kind "judgement", one row per layer of DOMAINS that exists: layer, kid, kid_low, kid_high, fid, edges, agreement,
     same, count, real.
 
     kid, fid: to the real pictures of the layer's domain (`real` of them; NaN below FEWEST), the visible ones of the
     same split, or, where it has none, of the split "visible". edges, agreement, same: means over pairs with the
     infrared frame (`count` of them), whose label the layer will carry: edge score, mIoU and share of cells of what a
-    training-free segmenter sees. All in 0..1 but kid and fid.
+    training-free segmenter sees. All in 0..1 but kid and fid. run: gets them as metrics `pictures/<layer>/<figure>`.
     Raises UsageError when no frame of the split has a translation.
     """
     store = places.store()
     opened, pictures = Frames.open(store.local(frames)), store.rows(synthetic)
     rows = plan(opened, pictures.to_dict("records"), settings)
     judged = fan_out(Judge, rows, settings, compute, kind="judged", inputs=[frames, synthetic, encoder], code=CODE)
-    digest = digest_of("judgement", [judged], settings, CODE)
+    found = _summarised(judged, settings)
+    if run:
+        run.metrics(points(layer_scores(found)))
+    return found
+
+
+def _summarised(judged: Ref, settings: JudgeSettings) -> Ref:
+    store, digest = places.store(), digest_of("judgement", [judged], settings, CODE)
     if found := store.find("judgement", digest):
         return found
     folder = store.local(judged)
     table = summary([dict(np.load(folder / f"judged/{id}.npz")) for id in store.rows(judged)["id"]])
     return store.draft("judgement", digest).commit(table, {"split": settings.split})
+
+
+def layer_scores(judgement: Ref) -> dict[str, dict[str, float]]:
+    """Layer -> its figures by name, in the table's order; NaN where there was nothing to compare with."""
+    rows = places.store().rows(judgement).to_dict("records")
+    return {row["layer"]: {name: value for name, value in row.items() if name != "layer"} for row in rows}
+
+
+def points(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`layer_scores` as metrics such as `pictures/rgb/edges`, shares in points (0..100)."""
+    return {f"pictures/{layer}/{name}": value * (100 if name in SHARES else 1)
+            for layer, figures in scores.items() for name, value in figures.items()}
 
 
 def plan(frames: Frames, pictures: Sequence[dict], settings: JudgeSettings) -> list[dict]:
@@ -106,7 +132,8 @@ def plan(frames: Frames, pictures: Sequence[dict], settings: JudgeSettings) -> l
               for row in pictures if row["id"] in held_out}
     layers = {id: names for id, names in layers.items() if names}
     if not layers:
-        raise UsageError(f"No frame of the split {settings.split!r} has a translation; synthesise that split first.")
+        absent = f"No frame of the split {settings.split!r} has a translation"
+        raise UsageError(f"{absent}; add it to translate.splits or set judge.split.")
     real = [id for id in frames.ids(settings.split) if frames.has(id, "visible")]
     real = real or [id for id in frames.ids("visible") if frames.has(id, "visible")]
     shown, compared = _spread(layers, settings.frames), _spread(real, settings.frames)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.errors import UsageError
 from tasks import places
+from tasks.blobs import write_file
 from tasks.stage import StageReport, stage
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that one night says for itself. report: what -> path on this machine."""
+    """All that one night says for itself.
+
+    report: what -> path on this machine. pictures: how good each layer is (`tasks.judge_pictures.layer_scores`).
+    """
 
     run_key: str
     recipe: str
@@ -47,6 +50,7 @@ class Outcome:
     scores: Mapping[str, Any]
     stages: tuple[StageReport, ...]
     report: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return str(self.verdict)
@@ -70,7 +74,6 @@ def report(
         run: the night's MLflow run.
     """
     folder = run_folder(outcome.run_key)
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = dict(pictures or {})
     labels = run.labels if run else {}
     files = {
@@ -80,7 +83,7 @@ def report(
         **{f"{name}.png": data for name, data in pictures.items()},
     }
     for name, data in files.items():
-        _write(folder / name, data)
+        write_file(folder / name, data)
         if run:
             run.file(f"report/{name}", data)
     outcome = replace(outcome, report={Path(name).stem if name.endswith((".html", ".png")) else name: str(folder / name)
@@ -93,8 +96,7 @@ def report(
 def save_outcome(outcome: Outcome) -> Path:
     """Write `outcome.json` of the run, whole or not at all."""
     path = run_folder(outcome.run_key) / "outcome.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(outcome.as_dict(), indent=1, allow_nan=False).encode())
+    write_file(path, json.dumps(outcome.as_dict(), indent=1, allow_nan=False).encode())
     return path
 
 
@@ -136,7 +138,7 @@ def page(
         differences=[row for row in outcome.scores["differences"] if row["miou"]["value"] is not None],
         titles=STREAM_TITLES, colours=STREAM_COLOURS, seconds=seconds, slowest=_slowest(outcome.stages),
         pictures={name: base64.b64encode(pictures[name]).decode() for name in CAPTIONS if name in pictures},
-        captions=CAPTIONS,
+        captions=CAPTIONS, layers=layer_table(outcome.pictures),
         refined=refined, settings=settings, labels=labels, made=datetime.now().astimezone(),
         points=_points, duration=duration,
     )  # fmt: skip
@@ -179,6 +181,21 @@ def markdown(scores: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
+def layer_table(pictures: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """A row per layer: title, count, real; kid, spread, fid as text; edges, agreement, same in points or None."""
+    from models.plots import LAYER_TITLES
+
+    return [
+        {
+            "title": LAYER_TITLES.get(layer, layer), "count": int(found["count"]), "real": int(found["real"]),
+            "kid": _digits(found["kid"]), "fid": _digits(found["fid"]),
+            "spread": "" if math.isnan(found["kid"]) else f"{found['kid_low']:.3g} to {found['kid_high']:.3g}",
+            **{name: _points(found[name]) for name in ("edges", "agreement", "same")},
+        }
+        for layer, found in pictures.items()
+    ]
+
+
 def refine_rows(rows: pd.DataFrame, classes: Iterable[str]) -> list[dict[str, Any]]:
     """Kept and freed pixels of each layer and class, summed over the rows of `tasks.refine`; empty classes left out."""
     names = {str(index): name for index, name in enumerate(classes, start=1)}
@@ -219,6 +236,10 @@ def _cell(cell: Mapping[str, float | None]) -> str:
     return f"{cell['value']:.1f}{interval}"
 
 
+def _digits(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
 def _points(fraction: float | None) -> float | None:
     return None if fraction is None or math.isnan(fraction) else 100 * fraction
 
@@ -237,12 +258,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def _tell_prefect(outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from models.metrics import Scores, score
 from tasks import places
+from tasks.blobs import write_file
 from tasks.stage import StageReport, stage
 from tasks.store import table_bytes
 from tasks.tracking import Run, night_run
@@ -121,11 +122,10 @@ def write_study(
 ) -> dict[str, str]:
     """The study's folder and its MLflow runs; returns what -> path."""
     folder = places.home() / "studies" / key
-    folder.mkdir(parents=True, exist_ok=True)
     text = markdown(table, references)
     files = {"table.parquet": table_bytes(table), "table.md": text.encode(), "chart.png": chart}
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        write_file(folder / name, data)
         run.file(f"study/{name}", data)
     for row in table.to_dict("records"):
         _child(study, recipe, key, row, run)

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from models.backbone import load_encoder
 from models.frames import Frames
@@ -75,11 +77,9 @@ def meta_loop(config: dict) -> None:
     views = PseudoViews(frames, *folders[1:3], seed=settings.seed)
     desk = Desk(FeatureBank(encoder, views, canvas, int(settings.cache_gb * 2**30)))
     lessons = courses(views, job.folds, settings)
-    experts = load_experts(frames, lessons, encoder, settings, folders[4]).to(device)
-    model = ray.train.torch.prepare_model(_Experts(experts))
-    learnt = [p for expert in experts.values() for p in expert.ensemble.parameters()]
-    optimiser = torch.optim.AdamW(learnt, settings.rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, settings.steps, power=0.9)
+    experts = fresh_experts(frames, lessons, encoder, settings, folders[4]).to(device)
+    model = ray.train.torch.prepare_model(Experts(experts))
+    optimiser, schedule = optimisers(experts, settings)
     best = Best(experts)
     checkpoints = Checkpoints(
         config, settings.steps, model=experts, optimiser=optimiser, schedule=schedule, best=best
@@ -87,28 +87,51 @@ def meta_loop(config: dict) -> None:
     for step in range(checkpoints.restore(), settings.steps):
         if settings.selects and step % settings.validate_every == 0:
             checkpoints.log(step, **best.examine(step, experts, lessons, desk.ask))
-        seed_step(settings.seed, step, checkpoints.rank)
-        experts.train()
-        losses = []
-        for name, lesson in lessons.items():
-            episodes, layers = lesson.batch(step, checkpoints.rank)
-            laid = desk.lay(experts[name], lesson.fold, episodes, layers, lesson.novel, settings.novel_in_train)
-            losses.append(ensemble_loss(model(name, laid), laid.targets, laid.own, settings))
-        optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        for expert in experts.values():
-            nn.utils.clip_grad_norm_(expert.ensemble.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        losses = batch_losses(model, experts, lessons, desk, settings, step, checkpoints.rank)
+        update(experts, losses, optimiser, schedule)
         if step % 10 == 0 or step + 1 == settings.steps:
-            named = dict(zip(lessons, losses, strict=True))
-            checkpoints.log(step, **{f"loss_fold{fold}": named[fold] for fold in best.step})
+            checkpoints.log(step, **{f"loss_fold{fold}": losses[fold] for fold in best.step})
         if (step + 1) % settings.checkpoint_every == 0:
             checkpoints.save(step + 1)
     if settings.selects:
         checkpoints.log(settings.steps, **best.examine(settings.steps, experts, lessons, desk.ask))
         best.load_into(experts)
     checkpoints.finish(lambda folder: save_model(folder, experts, frames, job, folders, best))
+
+
+def optimisers(experts: nn.ModuleDict, settings: MetaSettings) -> tuple[Optimizer, LRScheduler]:
+    """AdamW over all that the ensembles learn, and how its rate falls."""
+    learnt = [p for expert in experts.values() for p in expert.ensemble.parameters()]
+    optimiser = torch.optim.AdamW(learnt, settings.rate, weight_decay=settings.weight_decay)
+    return optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, settings.steps, power=0.9)
+
+
+def batch_losses(
+    model: nn.Module, experts: nn.ModuleDict, lessons: dict[str, Lessons], desk: Desk, settings: MetaSettings,
+    step: int, rank: int = 0,
+) -> dict[str, Tensor]:
+    """The loss of a batch of each of the lessons, drawn from (seed, step, rank) alone.
+
+    model: `Experts` of the experts, as it is or made data-parallel.
+    """
+    seed_step(settings.seed, step, rank)
+    experts.train()
+    losses = {}
+    for name, lesson in lessons.items():
+        episodes, layers = lesson.batch(step, rank)
+        laid = desk.lay(experts[name], lesson.fold, episodes, layers, lesson.novel, settings.novel_in_train)
+        losses[name] = ensemble_loss(model(name, laid), laid.targets, laid.own, settings)
+    return losses
+
+
+def update(experts: nn.ModuleDict, losses: dict[str, Tensor], optimiser: Optimizer, schedule: LRScheduler) -> None:
+    """One step of all experts together; the gradient of each is cut to length 1 on its own."""
+    optimiser.zero_grad(set_to_none=True)
+    torch.stack(list(losses.values())).sum().backward()
+    for expert in experts.values():
+        nn.utils.clip_grad_norm_(expert.ensemble.parameters(), 1.0)
+    optimiser.step()
+    schedule.step()
 
 
 def ensemble_loss(out: EnsembleOut, targets: Tensor, group: Tensor, settings: MetaSettings) -> Tensor:
@@ -128,18 +151,18 @@ def segmentation_loss(logits: Tensor, target: Tensor, group: Tensor, jaccard_wei
     return jaccard_weight * jaccard(logits, target, group) + entropy_weight * cross_entropy(logits, target)
 
 
-def load_experts(
+def fresh_experts(
     frames: Frames, lessons: dict[str, Lessons], encoder, settings: MetaSettings, base: Path
 ) -> nn.ModuleDict:
     """One expert for each of the lessons; all start alike."""
     found = {}
     for name, lesson in lessons.items():
         torch.manual_seed(settings.seed)
-        found[name] = load_expert(frames, lesson.fold, encoder, settings, base)
+        found[name] = fresh_expert(frames, lesson.fold, encoder, settings, base)
     return nn.ModuleDict(found)
 
 
-def load_expert(frames: Frames, fold: int, encoder, settings: MetaSettings, base: Path) -> Expert:
+def fresh_expert(frames: Frames, fold: int, encoder, settings: MetaSettings, base: Path) -> Expert:
     """An expert of this fold with its frozen base learner."""
     from safetensors.torch import load_file
 
@@ -152,7 +175,7 @@ def load_expert(frames: Frames, fold: int, encoder, settings: MetaSettings, base
     return expert
 
 
-class _Experts(nn.Module):
+class Experts(nn.Module):
     """All folds behind one forward, as data-parallel training wants it."""
 
     def __init__(self, experts: nn.ModuleDict) -> None:

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from flows.cli import app
-from flows.recipes import RECIPES
+from flows.overrides import override
+from flows.recipes import RECIPES, named
 from models import DATASETS, FUSERS, GENERATORS, SEGMENTERS
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,13 @@ def test_a_recipe_that_is_named_exists() -> None:
     assert {entry["parameters"]["recipe"] for entry in deployed} <= set(RECIPES)
     makefile = re.findall(r"thermofuse run (\S+)", text("Makefile"))
     assert set(makefile) <= set(RECIPES) and makefile
+
+
+@pytest.mark.parametrize("line", [line for line in THERMOFUSE if "--set" in line])
+def test_a_setting_that_is_set_exists(line: str) -> None:
+    _, bound, _ = app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=True)
+    recipe = named(bound.arguments["recipe"])
+    assert override(recipe, bound.arguments["set"]) != recipe
 
 
 def test_list_names_everything(thermofuse_home: Path) -> None:

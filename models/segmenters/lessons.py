@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.episode import (
     EpisodeKey,
+    check_policy,
     class_index,
     draw,
     kept_for_training,
@@ -80,6 +81,7 @@ class MetaSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_policy(self.novel_in_train)
         if self.select_on not in SELECTIONS:
             known = " or ".join(SELECTIONS)
             raise UsageError(f"There is no select_on {self.select_on!r}; choose {known}.")

@@ -1,4 +1,4 @@
-"""kill -9 a night, process tree and all, and run the same command again; start two nights at once.
+"""kill -9 a night, process tree and all, or fill its disk, and run the same command; start two nights at once.
 
 What was committed is reused, and the scores are those of a night that was left alone.
 """
@@ -149,3 +149,28 @@ def test_two_nights_at_once(trial: Trial) -> None:
     assert sorted(codes) == [0, 3], [trial.log(1), trial.log(2)]
     holder, refused = nights[codes.index(0)], trial.log(codes.index(3) + 1)
     assert f"pid {holder.pid}" in refused
+
+
+@pytest.fixture
+def small_disk(trial: Trial):
+    """The trial's store is a file system of 6 MB, less than the encoder takes."""
+    trial.store.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", trial.store]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("mounting a small file system takes rights that this user does not have")
+    yield trial.store
+    trial.kill()
+    subprocess.run(["umount", trial.store], check=True)
+
+
+def test_a_disk_that_fills_up_stops_the_night_and_the_next_one_goes_on(
+    trial: Trial, small_disk: Path, left_alone: dict
+) -> None:
+    night = trial.start()
+    out, _ = night.communicate(timeout=PATIENCE)
+    assert (night.returncode, out) == (1, ""), trial.log()
+    assert "disk full" in trial.log() and "free some space and run again" in trial.log()
+    assert trial.done("frames") and not trial.done("encoder")
+    subprocess.run(["mount", "-o", "remount,size=500m", small_disk], check=True)
+    night = trial.finish(trial.start())
+    assert stages(night)["prepare"]["reused"] and night["scores"] == left_alone["scores"]

@@ -89,7 +89,7 @@ def test_run_json_is_one_object_and_nothing_else(night, capfd):
     out, _ = capfd.readouterr()
     found = json.loads(out, parse_constant=pytest.fail)
     assert found == outcome().as_dict()
-    assert {"run_key", "recipe", "verdict", "version", "scores", "stages", "report"} == set(found)
+    assert {"run_key", "recipe", "verdict", "version", "scores", "stages", "report", "pictures"} == set(found)
     assert found["scores"]["streams"]["fusion"]["folds"]["0"]["miou"]["low"] == pytest.approx(0.38)
     assert set(found["stages"][0]) == {
         "name", "seconds", "reused", "count", "quarantined", "shards", "shards_reused", "peak_rss_mb",

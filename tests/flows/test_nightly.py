@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,18 +13,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flows.cli import main
 from flows.nightly import nightly
 from flows.recipes import named
-from flows.studies import SEEDS, study
 from models.errors import LeaseHeld
-from tasks import places
+from models.generators.settings import SOURCES
+from tasks import places, tracking
+from tasks.judge_pictures import DOMAINS
 from tasks.lease import lease
 from tasks.stage import ledger
 from tests.flows.conftest import living_in
 
 STAGES = [
-    "prepare", "freeze_episodes", "freeze_encoder", "fit_translators", "synthesise", "refine", "train_base",
-    "train_meta", "evaluate", "register", "promote",
+    "prepare", "freeze_episodes", "freeze_encoder", "fit_translators", "synthesise", "judge", "refine",
+    "train_base", "train_meta", "evaluate", "register", "promote",
 ]  # fmt: skip
 STREAMS = {"prototype", "prototype_both", "infrared", "rgb", "fusion"}
 # Nothing of the checkout may be importable: the artefact has to bring the `models` package itself.
@@ -70,17 +73,34 @@ def test_the_verdict_is_one_sentence_about_version_1(night):
     assert "v1" in night.verdict.sentence and "\n" not in night.verdict.sentence
 
 
+def test_the_pictures_are_judged_before_use_beside_their_controls(night):
+    found, frames = night.pictures, named("smoke").judge.frames
+    assert list(found) == [layer for layer in DOMAINS if layer in found] and {*SOURCES, "thermal_rgb"} < set(found)
+    assert found["infrared"]["edges"] > 0.99 and all(row["count"] == frames for row in found.values())
+    for row in found.values():
+        assert 0 <= row["edges"] <= 1 and 0 <= row["agreement"] <= 1 and row["same"] <= 1
+    assert all(row["kid_low"] < row["kid"] < row["kid_high"] for layer, row in found.items() if layer != "visible")
+    assert night.as_dict()["pictures"]["visible"]["kid"] is None
+    logged = tracking.client().get_run(night.version.run_id).data.metrics
+    assert logged["pictures/rgb/kid"] == pytest.approx(found["rgb"]["kid"])
+    assert logged["pictures/thermal_rgb/edges"] == pytest.approx(100 * found["thermal_rgb"]["edges"])
+
+
 def test_the_report_is_there(night):
     page = Path(night.report["report"]).read_text()
     assert page.startswith("<!doctype html>") and "data:image/png;base64," in page
+    assert "Quality of the pictures" in page
 
 
-def test_the_same_night_again_reuses_everything_and_registers_nothing_new(night):
-    again = nightly("smoke")
-    work = [stage for stage in again.stages if stage.name not in ("register", "promote")]
-    assert all(stage.reused for stage in work), [stage.name for stage in work if not stage.reused]
-    assert again.version.number == 1 and again.run_key == night.run_key
-    assert again.scores == night.scores
+def test_the_same_night_again_reuses_everything_and_registers_nothing_new(night, capfd):
+    """Asked on the command line, whose JSON is all that reaches stdout."""
+    assert main(["run", "smoke", "--json"]) == 0
+    again, first = json.loads(capfd.readouterr().out, parse_constant=pytest.fail), night.as_dict()
+    work = [stage for stage in again["stages"] if stage["name"] not in ("register", "promote")]
+    assert all(stage["reused"] for stage in work), [stage["name"] for stage in work if not stage["reused"]]
+    assert again["version"]["number"] == 1
+    for name in ("run_key", "recipe", "scores", "pictures", "report"):
+        assert again[name] == first[name], name
 
 
 def test_another_exam_makes_the_champion_sit_it_too(night):
@@ -108,16 +128,17 @@ def test_a_second_night_at_the_same_time_is_refused(night):
         nightly("smoke")
 
 
-def test_a_study_takes_the_pictures_of_the_night(night):
+def test_a_study_takes_the_pictures_of_the_night(night, capfd):
     """mix with one seed; the second time nothing is computed."""
-    meta = replace(named("smoke").meta, steps=4, validate_every=2, validation=4)
-    small = replace(named("smoke"), meta=meta)
-    found = study("mix", small, SEEDS[:1])
-    table = pd.DataFrame(list(found.rows))
+    small = ("meta.steps=4", "meta.validate_every=2", "meta.validation=4")
+    asked = ["smoke", "--seeds", "1", *(token for one in small for token in ("--set", one))]
+    assert main(["study", "mix", *asked, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)
+    table = pd.DataFrame(found["rows"])
     assert table["row"].tolist() == ["prototype", *(f"share_{share}" for share in ("0", "0.25", "0.5", "0.75", "0.9"))]
     assert table["episodes"].nunique() == 1 and table["miou"].between(0, 100).all()
     reused = {done.name: done.reused for done in ledger()}
     assert not reused.pop("compare") and reused.pop("synthesise") and reused.pop("train_base")
-    again = study("mix", small, SEEDS[:1])
-    assert again.key == found.key and again.rows == found.rows
+    assert main(["study", "mix", *asked]) == 0
+    assert found["key"] in (again := capfd.readouterr().out) and "share_0.25" in again
     assert {done.name: done.reused for done in ledger()}["compare"]

@@ -13,9 +13,16 @@ import torch
 from models.backbone import Encoder, EncoderSettings, build_encoder
 from models.datasets.toy import Toy
 from models.frames import Frames, layer_name, png_bytes
+from models.geometry import Canvas
+from models.segmenters.anchored import AnchoredSettings
+from models.segmenters.expert import ExpertSettings
+from models.segmenters.lessons import MetaSettings
+from models.views import FeatureBank, PseudoViews
 
 SIZE = (64, 96)
 ENCODER = EncoderSettings("test_resnet", stages=(2, 3, 4), normalise="symmetric")
+EXPERT = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=4))
+META = MetaSettings(size=SIZE, expert=EXPERT, min_pixels=40, batch=4, held_out=2, validation=3)
 
 
 def tiny_encoder(seed: int = 0, **changes) -> Encoder:
@@ -55,6 +62,14 @@ def drawn_translations(folder: Path, frames: Frames) -> Path:
         made["rgb_lightness"] = made["rgb"][..., ::-1]
         _write(folder, {layer_name(id, layer): picture for layer, picture in made.items()})
     return folder
+
+
+def drawn_bank(folder: Path, test: int) -> FeatureBank:
+    """Features of 40 training scenes and `test` others in all layers, with pseudo-labels, by `tiny_encoder`."""
+    frames = drawn_frames(folder / "frames", train=40, test=test)
+    synthetic = drawn_translations(folder / "synthetic", frames)
+    refined = drawn_refined(folder / "refined", frames, ("lightness", "rgb", "rgb_lightness"))
+    return FeatureBank(tiny_encoder(), PseudoViews(frames, synthetic, refined), Canvas(SIZE))
 
 
 def drawn_refined(folder: Path, frames: Frames, layers: tuple[str, ...] = ("lightness", "rgb")) -> Path:

@@ -6,11 +6,12 @@ import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from models.errors import StageFailed, UsageError
-from tasks.blobs import Folder, writing
+from tasks.blobs import Folder, write_file, writing
 from tasks.bucket import Bucket
 
 
@@ -97,6 +98,18 @@ def test_a_full_disk_fails_the_stage(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", _raise(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StageFailed, match="disk full"):
         folder.write("x", b"1")
+
+
+def test_a_file_of_ones_own_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    out = tmp_path / "new" / "out.png"
+    write_file(out, b"first")
+    assert [path.name for path in out.parent.iterdir()] == ["out.png"] and out.read_bytes() == b"first"
+    with pytest.raises(UsageError, match=r"Cannot write .*x \(.+\); name a folder that you own"):
+        write_file(out / "x", b"1")
+    monkeypatch.setattr(Path, "replace", _raise(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(StageFailed, match="disk full"):
+        write_file(out, b"second")
+    assert [path.name for path in out.parent.iterdir()] == ["out.png"] and out.read_bytes() == b"first"
 
 
 def test_a_place_that_refuses_is_a_usage_error(tmp_path):

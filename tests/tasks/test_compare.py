@@ -17,11 +17,13 @@ from models.segmenters import desk
 from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.lessons import MetaSettings
+from models.segmenters.predictor import load_experts
 from models.segmenters.pspnet import PSPNet
 from models.segmenters.similarity import evidence
 from models.views import Stream
-from tasks import compare
+from tasks import compare, train_meta
 from tasks.compare import Laboratory, Variant, cell_table
+from tasks.train_meta import MetaJob, meta_loop
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, drawn_refined, drawn_translations
 
 FOLDS, SEEDS = (0, 1), (5, 6)
@@ -131,6 +133,56 @@ def test_a_cell_that_is_done_is_not_done_again(laboratory, monkeypatch):
     assert list(draft) == ["cells/alone.5.json"]
     monkeypatch.setattr(laboratory, "study", lambda *_: pytest.fail("done before"))
     assert laboratory([row(1, 5)], draft) == first
+
+
+class End:
+    """Checkpoints of a loop that nobody kills: only what it writes at its end is kept."""
+
+    rank = 0
+
+    def __init__(self, config, total, **parts):
+        self.folder = config["end"]
+
+    def restore(self):
+        return 0
+
+    def log(self, step, **values):
+        pass
+
+    save = log
+
+    def finish(self, write):
+        write(self.folder)
+
+
+def fitted_by_night(meta, folders, end, monkeypatch):
+    """The experts of each fold that the loop of the night leaves, run in this process."""
+    import ray.train.torch
+
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda model: model)
+    monkeypatch.setattr(train_meta, "Checkpoints", End)
+    frames, encoder, _, pictures, labels, base = folders
+    (end / "made").mkdir()
+    (end / "translators").mkdir()
+    given = [frames, pictures, labels, encoder, base, end / "translators"]
+    meta_loop({"settings": MetaJob(meta, FOLDS, "thermal"), "folders": given, "end": end / "made"})
+    return load_experts(end / "made")[2]
+
+
+@pytest.mark.parametrize("meta", [
+    replace(LEARNT, held_out=0), replace(META, rotate=True, held_out=4, pool=2, steps=2),
+], ids=["the last step", "the best step"])  # fmt: skip
+def test_a_cell_is_fitted_as_the_night_fits(folders, laboratory, monkeypatch, tmp_path, meta):
+    """To the last bit, though the night's desk is new and the cell's remembers."""
+    place = laboratory._desk(Variant("one", "", meta), meta.seed)
+    compare.fit_experts(place, folders[5], FOLDS, replace(meta, steps=1), "cpu")
+    cell = compare.fit_experts(place, folders[5], FOLDS, meta, "cpu")
+    night = fitted_by_night(meta, folders, tmp_path, monkeypatch)
+    assert set(night) == set(FOLDS)
+    for fold, expert in night.items():
+        other = cell[str(fold)].state_dict()
+        assert all(torch.equal(value, other[name]) for name, value in expert.state_dict().items())
 
 
 def test_training_moves_the_learners(folders, laboratory):

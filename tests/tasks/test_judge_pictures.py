@@ -14,11 +14,21 @@ from models.errors import UsageError
 from models.frames import Frames, layer_name, png_bytes
 from models.generators.pictures import lightness_picture
 from models.generators.quality import fid, kid
-from tasks import places
-from tasks.fanout import Compute, Job, Tally
-from tasks.judge_pictures import DOMAINS, Judge, JudgeSettings, judge_pictures, plan, summary
-from tasks.store import digest_of
+from tasks import places, tracking
+from tasks.fanout import Compute
+from tasks.judge_pictures import (
+    DOMAINS,
+    SHARES,
+    Judge,
+    JudgeSettings,
+    judge_pictures,
+    layer_scores,
+    plan,
+    points,
+    summary,
+)
 from tests.models.drawn import ENCODER, SIZE, drawn_frames
+from tests.tasks.inline import without_actors
 
 SETTINGS = JudgeSettings(size=SIZE, examples=6)
 COMPUTE = Compute(actors=1, shard_size=3, max_quarantined=0.5)
@@ -68,21 +78,9 @@ def night(thermofuse_home, folders):
     return frames, drawn_by(layers, opened), commit("encoder", None, {}, folder=folders["encoder"])
 
 
-def in_process(worker, rows, settings, compute, *, kind, inputs, code, meta=None, extra=None):
-    """fan_out without actors: the same digest, commit, and shards of the asked size."""
-    store, tally = places.store(), Tally(kind, rows, compute.max_quarantined)
-    digest = digest_of(kind, inputs, {"settings": settings, "rows": rows, "extra": extra}, code)
-    if found := store.find(kind, digest):
-        return found
-    job, size = Job(worker, settings, tuple(inputs), store, kind, digest), compute.shard_size
-    for start in range(0, len(rows), size):
-        tally.take(job.run_shard(job.start_worker(), rows[start : start + size]))
-    return tally.commit(store.draft(kind, digest), meta or {})
-
-
 @pytest.fixture
 def no_actors(monkeypatch):
-    monkeypatch.setattr("tasks.judge_pictures.fan_out", in_process)
+    without_actors(monkeypatch)
 
 
 def judged(night, settings=SETTINGS, compute=COMPUTE):
@@ -122,6 +120,23 @@ def test_it_is_found_again_and_no_shard_changes_a_number(night, no_actors):
         assert draft.read(f"judged/{row['id']}.npz") == before[f"{row['id']}.npz"]
     again = summary([dict(np.load(store.blobs.path(f"judged/{'f' * 16}/judged/{row['id']}.npz"))) for row in rows])
     pd.testing.assert_frame_equal(again.set_index("layer"), table, check_index_type=False)
+
+
+def test_the_figures_go_to_mlflow_and_into_the_outcome(night, no_actors, mlflow_uri):
+    with tracking.night_run("smoke", "key", {}) as run:
+        ref = judge_pictures.fn(*night, SETTINGS, COMPUTE, run)
+    found, table = layer_scores(ref), places.store().rows(ref)
+    assert list(found) == list(table["layer"]) and set(found["rgb"]) == set(table) - {"layer"}
+    logged = tracking.client().get_run(run.id).data.metrics
+    assert logged == pytest.approx({name: value for name, value in points(found).items() if not np.isnan(value)})
+    assert logged["pictures/rgb/fid"] == pytest.approx(found["rgb"]["fid"]) and "pictures/visible/fid" not in logged
+    for name in SHARES:
+        assert logged[f"pictures/infrared/{name}"] == pytest.approx(100, abs=0.1), "points, as all scores in MLflow"
+
+
+def test_no_frames_is_no_judgement(night, no_actors):
+    ref = judge_pictures.fn(*night, replace(SETTINGS, frames=0), COMPUTE)
+    assert ref.count == 0 and layer_scores(ref) == {}
 
 
 def test_only_held_out_frames_are_judged_and_their_labels_are_not_read(night, no_actors, monkeypatch):
@@ -168,6 +183,18 @@ def test_without_visible_test_pictures_the_split_visible_is_the_reference(night)
     assert set(arrays) == {"real_rgb", "real_lightness"} and arrays["real_rgb"].shape == (worker.encoder.channels[2],)
 
 
+def test_without_any_visible_picture_pairs_are_judged_alone(night, no_actors):
+    opened, store = Frames.open(places.store().local(night[0])), places.store()
+    draft = store.draft("frames", "2" * 16)
+    for path in (opened.folder / "images").iterdir():
+        draft.write(f"images/{path.name}", path.read_bytes())
+    frames = draft.commit(opened.rows.assign(visible=None), opened.info)
+    _, table = judged((frames, *night[1:]))
+    assert list(table.index) == ["infrared", "lightness", "thermal_lightness", "rgb", "thermal_rgb"]
+    assert table[["kid", "kid_low", "kid_high", "fid"]].isna().all(axis=None) and (table["real"] == 0).all()
+    assert table[["edges", "agreement", "same"]].notna().all(axis=None)
+
+
 def test_a_picture_of_another_size_is_quarantined(night):
     opened = Frames.open(places.store().local(night[0]))
     small = drawn_by({"rgb": lambda n, id: np.zeros((8, 8, 3), np.uint8)}, opened, "1" * 16)
@@ -178,7 +205,7 @@ def test_a_picture_of_another_size_is_quarantined(night):
 
 
 def test_a_split_without_translations_says_what_to_do(night):
-    with pytest.raises(UsageError, match="'unlabelled' has a translation; synthesise that split"):
+    with pytest.raises(UsageError, match="'unlabelled' has a translation; add it to translate"):
         judge_pictures.fn(*night, replace(SETTINGS, split="unlabelled"), COMPUTE)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import BadSample, UsageError
+from models.errors import UsageError
 from tasks import predict as module
 from tasks.predict import choose, predict
 from tasks.register import Version
@@ -80,10 +80,31 @@ def test_what_does_not_fit_is_said(registry, tmp_path, monkeypatch, supports, me
     assert not Path("out.png").exists()
 
 
-def test_a_missing_picture_is_named(registry, tmp_path):
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.unlink(), lambda path: path.write_text("not a picture"),
+    lambda path: path.write_bytes(path.read_bytes()[:40]),
+], ids=["missing", "no picture", "truncated"])  # fmt: skip
+@pytest.mark.parametrize("which", ["query", "support", "mask"])
+def test_a_picture_that_cannot_be_read_is_named(registry, tmp_path, which, spoil):
+    files = {name: save(tmp_path / f"{name}.png", value=1) for name in ("query", "support", "mask")}
+    spoil(files[which])
+    with pytest.raises(UsageError, match=rf"{which}\.png.*give another one"):
+        predict(files["query"], [f"{files['support']}:{files['mask']}"], tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_16_bit_infrared_is_read_and_scaled(registry, tmp_path):
+    Image.fromarray(np.linspace(20_000, 21_000, 48).reshape(6, 8).astype(np.uint16)).save(tmp_path / "q.png")
     mask = save(tmp_path / "m.png", value=1)
-    with pytest.raises(BadSample, match=r"no file absent\.png"):
-        predict(mask, [f"{tmp_path / 'absent.png'}:{mask}"], tmp_path / "out.png")
+    predict(tmp_path / "q.png", [f"{mask}:{mask}"], tmp_path / "out.png")
+    query = registry[1][0]["query"]
+    assert query.dtype == np.uint8 and (query.min(), query.max()) == (0, 255)
+
+
+def test_a_place_that_refuses_the_mask_is_named(registry, tmp_path):
+    query, mask = save(tmp_path / "q.png"), save(tmp_path / "m.png", value=1)
+    with pytest.raises(UsageError, match=r"Cannot write .*q\.png.*name a folder that you own"):
+        predict(query, [f"{query}:{mask}"], query / "out.png")
 
 
 def test_choose_takes_the_only_model_a_number_or_says_what_there_is(registry, monkeypatch):

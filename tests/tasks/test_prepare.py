@@ -15,6 +15,7 @@ from tasks.fanout import Compute
 from tasks.prepare import DataSettings, freeze_episodes, open_data, open_frames, prepare
 from tasks.stage import ledger, reset_ledger
 from tests.models.datasets.miniatures import colour, folder, label, save
+from tests.tasks.inline import without_actors
 
 TOY = DataSettings(options={"train": 10, "test": 40, "unlabelled": 2, "size": (48, 64)})
 ANY = Compute(max_quarantined=1.0, shard_size=4)
@@ -23,14 +24,8 @@ EXAM = EpisodeSettings(min_pixels=30)
 
 @pytest.fixture
 def here(thermofuse_home, monkeypatch):
-    """Shards run in this process: what a shard does is under test, not who does it."""
-
-    def dispatch(job, rows, compute, tally):
-        worker = job.start_worker()
-        for start in range(0, len(rows), compute.shard_size):
-            tally.take(job.run_shard(worker, rows[start : start + compute.shard_size]))
-
-    monkeypatch.setattr(fanout, "_dispatch", dispatch)
+    """Shards run in this process."""
+    without_actors(monkeypatch)
 
 
 @pytest.fixture

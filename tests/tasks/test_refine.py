@@ -15,9 +15,9 @@ from models.errors import BadSample, UsageError
 from models.frames import png_bytes, read_png
 from models.pseudolabels import RefineSettings
 from tasks import places, progress
-from tasks.fanout import Compute, Job, Tally
+from tasks.fanout import Compute
 from tasks.refine import Describer, Refiner, alarming, find_prototypes, freed_table, gather, refine
-from tasks.store import digest_of
+from tests.tasks.inline import without_actors
 
 SIZE, CLASSES = (64, 96), ("disc", "square")
 SETTINGS = RefineSettings(size=SIZE, min_area=0, min_regions=3, level="low")  # deep random features see the border
@@ -99,20 +99,9 @@ def prototypes_folder(night, tmp_path, settings=SETTINGS):
     return tmp_path, arrays, table, draft
 
 
-def in_process(worker, rows, settings, compute, *, kind, inputs, code, meta=None, extra=None):
-    """fan_out without actors: the same digest, shard and commit."""
-    store, tally = places.store(), Tally(kind, rows, compute.max_quarantined)
-    digest = digest_of(kind, inputs, {"settings": settings, "rows": rows, "extra": extra}, code)
-    if found := store.find(kind, digest):
-        return found
-    job = Job(worker, settings, tuple(inputs), store, kind, digest)
-    tally.take(job.run_shard(job.start_worker(), rows))
-    return tally.commit(store.draft(kind, digest), meta or {})
-
-
 @pytest.fixture
 def no_actors(monkeypatch):
-    monkeypatch.setattr("tasks.refine.fan_out", in_process)
+    without_actors(monkeypatch)
 
 
 def test_honest_pictures_keep_their_label_and_a_blank_one_loses_it(night, no_actors):

@@ -21,6 +21,7 @@ from tasks.register import Version
 from tasks.report import (
     Outcome,
     duration,
+    layer_table,
     load_outcome,
     markdown,
     refine_rows,
@@ -45,6 +46,14 @@ def scores(folds: dict = FOLDS, skip: int | None = None) -> dict:
     ]  # fmt: skip
     pairs = [("fusion", "infrared"), ("fusion", "prototype")]
     return score(pd.DataFrame(rows), folds, names=NAMES, pairs=pairs, resamples=50).as_dict()
+
+
+LAYERS = {
+    "infrared": {"kid": 0.51234, "kid_low": 0.4, "kid_high": 0.6, "fid": 123.456, "edges": 1.0, "agreement": 1.0,
+                 "same": 1.0, "count": 8, "real": 5},
+    "thermal_rgb": {"kid": float("nan"), "kid_low": float("nan"), "kid_high": float("nan"), "fid": float("nan"),
+                    "edges": 0.25, "agreement": float("nan"), "same": 0.5, "count": 7, "real": 0},
+}  # fmt: skip
 
 
 def outcome(**changes) -> Outcome:
@@ -117,7 +126,8 @@ def test_a_night_without_pictures_champion_or_pseudo_labels_has_a_page_too(therm
     report(outcome(verdict=verdict, version=pending, stages=(), scores=scores({0: [1]})), settings={})
     page = Text((run_folder("abc123") / "report.html").read_text())
     assert "Not promoted" in page.text
-    for absent in ("Episodes of the exam", "Synthetic pictures", "Pseudo-labels", "Gain over", "All folds", "vNone"):
+    for absent in ("Episodes of the exam", "Synthetic pictures", "Quality of", "Pseudo-labels", "Gain over",
+                   "All folds", "vNone"):  # fmt: skip
         assert absent not in page.text, absent
 
 
@@ -126,6 +136,22 @@ def test_a_class_without_episodes_is_a_dash_and_not_a_crash(thermofuse_home):
     assert "–" in (run_folder("abc123") / "report.html").read_text()
     assert "| <b>bike</b> | – | – | – | – |" in markdown(scores(skip=3))
     json.loads((run_folder("abc123") / "scores.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_the_page_and_the_json_say_how_good_the_pictures_are(thermofuse_home):
+    done = report(outcome(pictures=LAYERS), settings={})
+    page = Text((run_folder("abc123") / "report.html").read_text()).text
+    assert "Quality of the pictures 8 held-out frames" in page and "5 real ones" in page
+    assert "Infrared as it is 0.512 0.4 to 0.6 123 100.0" in page
+    assert "Colour map (control) – – 25.0 – 50.0 7" in page
+    assert done.as_dict()["pictures"]["infrared"] == LAYERS["infrared"]
+    assert done.as_dict()["pictures"]["thermal_rgb"]["kid"] is None, "NaN is no JSON"
+    assert load_outcome()["pictures"] == done.as_dict()["pictures"]
+
+
+def test_a_layer_without_a_title_goes_by_its_name():
+    (row,) = layer_table({"depth": LAYERS["infrared"]})
+    assert row["title"] == "depth" and row["edges"] == 100 and (row["count"], row["real"]) == (8, 5)
 
 
 def test_mlflow_gets_copies(thermofuse_home, mlflow_uri, pictures):

@@ -11,33 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.geometry import Canvas
-from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.episodes import gather
-from models.segmenters.expert import ExpertSettings
 from models.segmenters.fusion import EnsembleOut
-from models.segmenters.lessons import Lessons, MetaSettings
+from models.segmenters.lessons import Lessons
 from models.segmenters.pspnet import PSPNet
-from models.views import FeatureBank, PseudoViews
-from tasks.train_meta import ensemble_loss, load_expert, segmentation_loss
-from tests.models.drawn import SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
-
-FOLDS, STEPS = (0, 1, 2, 3), range(10)
-EXPERT = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=4))
-SETTINGS = MetaSettings(size=SIZE, expert=EXPERT, min_pixels=40, batch=4, held_out=2, validation=3)
-ALL_LAYERS = ("infrared", "lightness", "rgb", "rgb_lightness")
+from tasks.train_meta import ensemble_loss, fresh_expert, segmentation_loss
+from tests.models.drawn import META, SIZE, drawn_bank
 
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory):
-    frames = drawn_frames(tmp_path_factory.mktemp("frames"), train=40, test=2)
-    synthetic = drawn_translations(tmp_path_factory.mktemp("synthetic"), frames)
-    views = PseudoViews(frames, synthetic, drawn_refined(tmp_path_factory.mktemp("refined"), frames, ALL_LAYERS[1:]))
-    return FeatureBank(tiny_encoder(), views, Canvas(SIZE))
-
-
-def lessons(bank, fold=0, **changes):
-    return Lessons(bank.views, fold, replace(SETTINGS, **changes))
+    return drawn_bank(tmp_path_factory.mktemp("bank"), test=2)
 
 
 # ---- losses
@@ -54,9 +38,9 @@ def logits_like(bank, episodes, layers, lesson, policy="ignore"):
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
 def test_novel_pixels_send_no_gradient_under_ignore(bank, weights):
-    settings = replace(SETTINGS, jaccard_weight=weights[0], entropy_weight=weights[1])
+    settings = replace(META, jaccard_weight=weights[0], entropy_weight=weights[1])
     lesson, tried = Lessons(bank.views, 0, settings), 0
-    for step in STEPS:
+    for step in range(10):
         episodes, layers = lesson.batch(step, 0)
         batch, out = logits_like(bank, episodes, layers, lesson)
         ensemble_loss(out, batch.targets, torch.tensor([e.label for e in episodes]), settings).backward()
@@ -71,14 +55,14 @@ def test_novel_pixels_send_no_gradient_under_ignore(bank, weights):
 
 
 def test_the_ensemble_loss_adds_every_streams_own(bank):
-    lesson = lessons(bank)
+    lesson = Lessons(bank.views, 0, META)
     episodes, layers = lesson.batch(0, 0)
     batch, out = logits_like(bank, episodes, layers, lesson)
     group = torch.tensor([e.label for e in episodes])
     small = nn.functional.interpolate(batch.targets, out.final.shape[-2:], mode="nearest-exact")
     each = [segmentation_loss(out.streams[:, v], small[v], group, 1.0, 0.3) for v in range(2)]
     expected = segmentation_loss(out.final, small[0], group, 1.0, 0.3) + 0.25 * sum(each)
-    settings = replace(SETTINGS, jaccard_weight=1.0, entropy_weight=0.3, stream_weight=0.25)
+    settings = replace(META, jaccard_weight=1.0, entropy_weight=0.3, stream_weight=0.25)
     assert torch.allclose(ensemble_loss(out, batch.targets, group, settings), expected)
 
 
@@ -89,7 +73,7 @@ def test_an_expert_takes_over_the_base_learner_of_its_fold(bank, tmp_path):
         base = PSPNet((48, 192, 96), len(frames.base(fold)), 24)
         save_file(base.state_dict(), tmp_path / f"fold{fold}.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"width": 24}))
-    expert = load_expert(frames, 1, bank.encoder, SETTINGS, tmp_path)
+    expert = fresh_expert(frames, 1, bank.encoder, META, tmp_path)
     assert expert.base.width == 24 and expert.base_classes == frames.base(1)
     assert all(torch.equal(x, base.state_dict()[name]) for name, x in expert.base.state_dict().items())
     assert not any(p.requires_grad for p in expert.base.parameters())

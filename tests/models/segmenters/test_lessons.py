@@ -13,34 +13,27 @@ from torch import nn
 
 from models.errors import UsageError
 from models.frames import layer_name
-from models.geometry import Canvas
 from models.segmenters import lessons as lessons_module
-from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.desk import Desk
 from models.segmenters.episodes import gather
-from models.segmenters.expert import Expert, ExpertSettings
+from models.segmenters.expert import Expert
 from models.segmenters.lessons import SELECTIONS, Best, Lessons, MetaSettings, courses, held_out_score
 from models.segmenters.prototype import Prototype
 from models.segmenters.similarity import soft_mask, to_grid
-from models.views import PSEUDO, STREAMS, FeatureBank, PseudoViews, Stream
-from tests.models.drawn import SIZE, drawn_frames, drawn_refined, drawn_translations, tiny_encoder
+from models.views import PSEUDO, STREAMS, PseudoViews, Stream
+from tests.models.drawn import EXPERT, META, SIZE, drawn_bank
 
 FOLDS, STEPS = (0, 1, 2, 3), range(10)
-EXPERT = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=4))
-SETTINGS = MetaSettings(size=SIZE, expert=EXPERT, min_pixels=40, batch=4, held_out=2, validation=3)
 ALL_LAYERS = ("infrared", "lightness", "rgb", "rgb_lightness")
 
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory):
-    frames = drawn_frames(tmp_path_factory.mktemp("frames"), train=40, test=8)
-    synthetic = drawn_translations(tmp_path_factory.mktemp("synthetic"), frames)
-    views = PseudoViews(frames, synthetic, drawn_refined(tmp_path_factory.mktemp("refined"), frames, ALL_LAYERS[1:]))
-    return FeatureBank(tiny_encoder(), views, Canvas(SIZE))
+    return drawn_bank(tmp_path_factory.mktemp("bank"), test=8)
 
 
 def lessons(bank, fold=0, **changes):
-    return Lessons(bank.views, fold, replace(SETTINGS, **changes))
+    return Lessons(bank.views, fold, replace(META, **changes))
 
 
 def asked(lesson):
@@ -125,10 +118,10 @@ def test_a_frame_that_lacks_a_layer_is_left_out(bank, tmp_path):
     gone = bank.views.frames.ids("train")[::2]
     for id, layer in zip(gone, cycle(ALL_LAYERS[1:]), strict=False):
         (partly.synthetic / layer_name(id, layer)).unlink()
-    training, validation = asked(Lessons(partly, 0, replace(SETTINGS, min_pixels=1)))
+    training, validation = asked(Lessons(partly, 0, replace(META, min_pixels=1)))
     assert not set(gone) & {id for e in (*training, *validation) for id in (e.query, *e.supports)}
     with pytest.raises(UsageError, match="No base class has 2 frames"):
-        Lessons(PseudoViews(bank.views.frames), 0, SETTINGS).batch(0, 0)
+        Lessons(PseudoViews(bank.views.frames), 0, META).batch(0, 0)
 
 
 def test_a_pool_is_asked_again_and_again(bank):
@@ -140,7 +133,7 @@ def test_a_pool_is_asked_again_and_again(bank):
 
 
 def test_copies_of_a_fold_draw_from_one_pool(bank):
-    found = courses(bank.views, [0], replace(SETTINGS, pool=3, rotate=True))
+    found = courses(bank.views, [0], replace(META, pool=3, rotate=True))
     pools = [{(e.label, e.query) for step in range(60) for e in one.batch(step, 0)[0]} for one in found.values()]
     assert all(pool <= pools[0] for pool in pools[1:])
 
@@ -149,7 +142,7 @@ def test_copies_of_a_fold_draw_from_one_pool(bank):
 
 
 def test_every_base_class_is_held_out_once(bank):
-    found = courses(bank.views, [0, 2], replace(SETTINGS, rotate=True, held_out=2))
+    found = courses(bank.views, [0, 2], replace(META, rotate=True, held_out=2))
     for fold in (0, 2):
         copies = [one for name, one in found.items() if name.startswith(f"{fold}_")]
         assert found[str(fold)].classes == bank.views.frames.base(fold) and found[str(fold)].held_out == ()
@@ -161,13 +154,13 @@ def test_every_base_class_is_held_out_once(bank):
 
 
 def test_without_rotation_a_fold_has_one_course(bank):
-    assert list(courses(bank.views, [0, 1], SETTINGS)) == ["0", "1"]
-    assert list(courses(bank.views, [0], replace(SETTINGS, rotate=True, held_out=0))) == ["0"]
+    assert list(courses(bank.views, [0, 1], META)) == ["0", "1"]
+    assert list(courses(bank.views, [0], replace(META, rotate=True, held_out=0))) == ["0"]
 
 
 def test_the_copies_judge_together_and_the_whole_is_kept(bank, scores):
     """Means 0.3, 0.5, 0.4: the second step is kept, of the expert that saw every class."""
-    found = dict(list(courses(bank.views, [0], replace(SETTINGS, rotate=True)).items())[:3])
+    found = dict(list(courses(bank.views, [0], replace(META, rotate=True)).items())[:3])
     scores += [0.2, 0.4, 0.9, 0.1, 0.4, 0.4]
     models, best = experts(0), None
     models = nn.ModuleDict({name: experts(0)["0"] for name in found})
@@ -312,12 +305,14 @@ def test_selection_on_the_test_split_is_said_aloud_and_holds_nothing_out(bank):
         assert {frames.split(id) for id in (e.query, *e.supports)} == {"test"}
     assert {e.label for e in lesson.validation()} <= set(frames.novel(0))
     assert "NOVEL CLASSES" in SELECTIONS["test"] and "NOVEL CLASSES" in MetaSettings.__doc__
-    assert replace(SETTINGS, select_on="test", held_out=0).selects and not replace(SETTINGS, held_out=0).selects
-    assert list(courses(bank.views, [0], replace(SETTINGS, select_on="test", rotate=True))) == ["0"], "nothing rotates"
+    assert replace(META, select_on="test", held_out=0).selects and not replace(META, held_out=0).selects
+    assert list(courses(bank.views, [0], replace(META, select_on="test", rotate=True))) == ["0"], "nothing rotates"
     default = lessons(bank, min_pixels=1)
     assert default.hidden == frames.novel(0) and not {e.label for e in default.validation()} & set(frames.novel(0))
 
 
-def test_an_unknown_selection_lists_the_known_ones():
+def test_an_unknown_selection_or_policy_lists_the_known_ones():
     with pytest.raises(UsageError, match="no select_on 'novel'; choose held_out or test"):
         MetaSettings(select_on="novel")
+    with pytest.raises(UsageError, match=r"no policy 'maybe' .*choose ignore, background, drop"):
+        MetaSettings(novel_in_train="maybe")

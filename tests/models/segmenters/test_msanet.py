@@ -171,6 +171,9 @@ def test_five_copies_of_a_support_say_what_one_says(settings):
     assert torch.allclose(high[1], high[0].expand_as(high[1]), atol=1e-6)
     similar = [multi_similarity(query.blocks, support.blocks.expand(-1, k, -1, -1), BLOCKS, p) for k, p in copies]
     assert torch.allclose(*similar, atol=1e-6)
+    low, share = support.low, mask.foreground
+    own = [prototypes(low.expand(-1, k, -1, -1, -1), share.expand(-1, k, -1, -1)) for k in (1, 5)]
+    assert torch.allclose(own[1], own[0].expand_as(own[1]), atol=1e-6)
 
 
 # ---- the learner
