@@ -27,9 +27,10 @@ from models.metrics import episode_counts
 
 INK = "#7b838c"
 UNLABELLED = (128, 128, 128)
-STREAM_COLOURS = {"fusion": "#d9500b", "infrared": "#56708c", "rgb": "#25877f", "prototype": "#a2a9b1"}
+STREAM_COLOURS = {"fusion": "#d9500b", "infrared": "#56708c", "rgb": "#25877f", "fused": "#8a5a9e",
+                  "prototype": "#a2a9b1"}
 STREAM_TITLES = {"fusion": "Fused", "infrared": "Infrared only", "rgb": "RGB only", "prototype": "Prototype (control)",
-                 "prototype_both": "Prototype, both"}
+                 "prototype_both": "Prototype, both", "fused": "Fused picture only"}
 
 
 @dataclass(frozen=True)
