@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import pandas as pd
 import pytest
 
 from flows.nightly import nightly
-from flows.recipes import named
+from flows.recipes import named, with_fused
 from flows.studies import SEEDS, study
 from models.errors import LeaseHeld
+from models.fusers.settings import FuserSettings
 from tasks import places
 from tasks.lease import lease
+from tasks.register import example_input, load
 from tasks.stage import ledger
 from tests.flows.conftest import living_in
 
@@ -121,3 +124,19 @@ def test_a_study_takes_the_pictures_of_the_night(night):
     again = study("mix", small, SEEDS[:1])
     assert again.key == found.key and again.rows == found.rows
     assert {done.name: done.reused for done in ledger()}["compare"]
+
+
+def test_a_night_with_a_fused_picture_has_one_more_stream(night):
+    plain = named("smoke")
+    meta = replace(plain.meta, steps=4, validate_every=2, validation=4)
+    recipe = with_fused(replace(plain, meta=meta), FuserSettings("maximum", visible="rgb"))
+    outcome = nightly(recipe)
+    assert set(outcome.scores["streams"]) == STREAMS | {"fused"}
+    stages = {stage.name: stage.reused for stage in outcome.stages}
+    assert list(stages)[4:7] == ["synthesise", "fit_fuser", "fuse"]
+    assert stages["synthesise"] and stages["train_base"] and not stages["fuse"] and not stages["train_meta"]
+    model = places.store().local(outcome.version.model)
+    assert (model / "fuser" / "config.json").is_file()
+    assert json.loads((model / "config.json").read_text())["fuse"]["visible"] == "rgb"
+    example = example_input(1)
+    assert load(outcome.version).predict(example)["mask"].shape == example["query"].shape
