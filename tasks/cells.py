@@ -51,7 +51,7 @@ def side_by_side(cells: Sequence[Cell], compute: Compute) -> dict[str, Ref]:
         rows = [{"id": name, "digest": cell.digest} for name, cell in missing.items()]
         wide = replace(compute, shard_size=1, shard_deadline_seconds=DEADLINE_SECONDS, max_quarantined=0.0)
         inputs = sorted({ref.digest for cell in missing.values() for ref in cell.inputs})
-        done = fan_out(Bench, rows, missing, wide, kind="cells", inputs=[], code=("tasks.cells",), extra=inputs)
+        done = fan_out(Bench, rows, missing, wide, kind="made", inputs=[], code=("tasks.cells",), extra=inputs)
         if gone := [name for name, cell in missing.items() if cell.find() is None]:
             raise StageFailed(f"The store has lost {', '.join(gone)}; delete {done.uri} and run again.")
     return {cell.name: cell.find() for cell in cells}

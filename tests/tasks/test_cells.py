@@ -77,7 +77,7 @@ def test_what_another_worker_made_meanwhile_is_taken(here):
 
 
 def test_a_lost_cell_is_told(monkeypatch, thermofuse_home):
-    kept = places.store().draft("cells", "0" * 16).commit(None, {})
+    kept = places.store().draft("made", "0" * 16).commit(None, {})
     monkeypatch.setattr(cells, "fan_out", lambda *_, **__: kept)
-    with pytest.raises(StageFailed, match=r"has lost one; delete .*cells"):
+    with pytest.raises(StageFailed, match=r"has lost one; delete .*made"):
         side_by_side([cell("one")], Compute())
