@@ -81,7 +81,7 @@ def fusers(recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
 def masks(recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
     """The fitted SGDFuse of `fusers`, with worse and worse masks at hand."""
     sizes, frames = seeded(sized(recipe), seeds[0]), prepare(recipe.data, recipe.compute)
-    fitted = fit_everything(frames, sizes, recipe)
+    fitted = fit_fusers(frames, {"maximum": FuserSettings("maximum"), "sgdfuse": sizes.sgdfuse}, recipe.compute)
     told = replace(sizes.sgdfuse, splits=TEST, steps=sizes.steps[-1])
     conditions = mask_conditions(told, sizes.radii)
     settings = {name: condition for name, (_, condition) in conditions.items()}
