@@ -7,8 +7,9 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +93,35 @@ def outcome(console: Console, found: dict[str, Any]) -> None:
 def study(console: Console, found: dict[str, Any]) -> None:
     """A study (`StudyOutcome.as_dict()`): its rows with intervals and gains, and where the files lie."""
     console.print(f"[dim]{found['study']}  {found['key']}", highlight=False)
+    if "miou" in found["rows"][0]:
+        console.print(_gains(found))
+    else:
+        console.print(_metrics(found["rows"]))
+    for path in found["report"].values():
+        console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+
+def _gains(found: dict[str, Any]) -> Any:
     table = _table("mIoU, points", "", *(f"over {name}" for name in found["references"]))
     for row in found["rows"]:
         gains = [_gain(row, name) for name in found["references"]]
         table.add_row(row["row"], f"{row['miou']:.1f}  [dim]{row['low']:.1f}–{row['high']:.1f}[/]", *gains)
-    console.print(table)
-    for path in found["report"].values():
-        console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
+    return table
+
+
+def _metrics(rows: Sequence[dict[str, Any]]) -> Any:
+    """Of fused pictures: the three metrics that studies aim at, and the gain over the best control."""
+    names = [name.removeprefix("over_").removesuffix("_low") for name in rows[0] if re.match("over_.*_low", name)]
+    table = _table("fused pictures", *(title for name in names for title in (name, "over best control")))
+    for row in rows:
+        cells = []
+        for name in names:
+            value, low, high = (row[f"over_{name}{end}"] for end in ("", "_low", "_high"))
+            style = "bold" if value is not None and low > 0 else "not bold"
+            gain = "–" if value is None else f"[{style}]{value:+.3f}[/] [dim]{low:+.3f}–{high:+.3f}[/]"
+            cells += [f"{row[name]:.3f}", gain]
+        table.add_row(row["row"], *cells)
+    return table
 
 
 def _gain(row: dict[str, Any], reference: str) -> str:

@@ -16,6 +16,7 @@ from tasks import places
 from tasks.evaluate import evaluate, exam_table, grade, sit_again
 from tasks.fit_translators import fit_translators
 from tasks.freeze_encoder import freeze_encoder
+from tasks.fuse import fuse_night
 from tasks.illustrate import illustrate
 from tasks.judge_pictures import judge_pictures, layer_scores
 from tasks.lease import lease
@@ -47,10 +48,12 @@ def nightly(recipe: Recipe | str = "smoke") -> Outcome:
         key = run_key(recipe, list(inputs.values()))
 
         with night_run(recipe.name, key, recipe, {name: ref.digest for name, ref in inputs.items()}) as run:
-            # Pictures. Lightness sharpens infrared, RGB adds the channels it lacks. Both are judged before use.
+            # Pictures. Lightness sharpens infrared, RGB adds the channels it lacks; a fused one, where the recipe asks
+            # for it, shows both at once. They are judged before use.
             translators = fit_translators(frames, recipe.translate, compute)
             synthetic = synthesise(frames, translators, recipe.translate, compute)
             quality = layer_scores(judge_pictures(frames, synthetic, encoder, recipe.judge, compute, run))
+            fused = fuse_night(frames, synthetic, recipe.fuse, folds, compute)
 
             # Labels. They come over pixel by pixel; a region counts only where the picture still shows its class.
             labels = refine(frames, synthetic, encoder, recipe.refine, compute)
@@ -59,11 +62,11 @@ def nightly(recipe: Recipe | str = "smoke") -> Outcome:
             base = train_base(frames, synthetic, labels, encoder, recipe.base, folds, compute)
             model = train_meta(
                 frames, synthetic, labels, encoder, base, translators,
-                recipe.meta, folds, recipe.translate.generator, compute,
+                recipe.meta, folds, recipe.translate.generator, compute, fused, recipe.fuse,
             )
 
             # Judgement. Novel classes are asked for here, for the first time.
-            exam = evaluate(model, frames, synthetic, episodes, recipe.exam, compute)
+            exam = evaluate(model, frames, synthetic, episodes, recipe.exam, compute, fused)
             scores, table = grade(exam, frames, recipe.exam).as_dict(), exam_table(exam)
             version = register(
                 model, scores, table, run=run,

@@ -11,14 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
+from flows.fusion_recipes import SGDFUSE
 from models.backbone import EncoderSettings
 from models.episode import EpisodeSettings
 from models.errors import UsageError
+from models.fusers.settings import FuserSettings
 from models.generators.settings import TranslateSettings
 from models.pseudolabels import RefineSettings
 from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.expert import ExpertSettings
 from models.segmenters.lessons import MetaSettings
+from models.views import FUSED, Stream
 from tasks.evaluate import ExamSettings
 from tasks.fanout import Compute
 from tasks.judge_pictures import JudgeSettings
@@ -30,7 +33,8 @@ from tasks.train_base import BaseSettings
 
 @dataclass(frozen=True)
 class Recipe:
-    """One night. `about` says source, command, cost and what to expect."""
+    """One night. `about` says source, command, cost and what to expect. fuse: how the fused picture is made, which
+    `meta.streams` may then read; None: there is none."""
 
     name: str
     about: str = ""
@@ -39,6 +43,7 @@ class Recipe:
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     translate: TranslateSettings = field(default_factory=TranslateSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
+    fuse: FuserSettings | None = None
     refine: RefineSettings = field(default_factory=RefineSettings)
     base: BaseSettings = field(default_factory=BaseSettings)
     meta: MetaSettings = field(default_factory=MetaSettings)
@@ -126,6 +131,21 @@ def msrs(shots: int) -> Recipe:
     )
 
 
+def with_fused(recipe: Recipe, settings: FuserSettings) -> Recipe:
+    """The same night with the fused picture as one more stream."""
+    streams = (*recipe.meta.streams, Stream(FUSED, FUSED))
+    return replace(recipe, fuse=settings, meta=replace(recipe.meta, streams=streams))
+
+
+def msrs_fused(shots: int) -> Recipe:
+    """MSRS with a third stream: infrared and translated RGB in one, by SGDFuse that learnt on the real pairs.
+
+    The served model has no visible picture, and so the exam has none either. `--set fuse.visible=visible` fuses with
+    the real one, for rigs that have both cameras: see what that is worth with `thermofuse study fused`.
+    """
+    return replace(with_fused(msrs(shots), replace(SGDFUSE, visible="rgb")), name=f"msrs-{shots}shot-fused")
+
+
 def large(dataset: str, shots: int, size: tuple[int, int], visible: str) -> Recipe:
     """A GPU recipe at the papers' sizes: ResNet-50 with deep stem, SynDiff at 256 x 256, ASPP decoders."""
     return Recipe(
@@ -152,6 +172,7 @@ RECIPES = {
     "demo": demo,
     "msrs-1shot": lambda: msrs(1),
     "msrs-5shot": lambda: msrs(5),
+    "msrs-1shot-fused": lambda: msrs_fused(1),
     "soda-1shot": lambda: large("soda", 1, (352, 472), "flir"),
     "soda-5shot": lambda: large("soda", 5, (352, 472), "flir"),
     "scutseg-1shot": lambda: large("scutseg", 1, (384, 480), "flir"),

@@ -8,7 +8,7 @@ Ray and kept one by one: a study that was killed goes on with the next. Model se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -18,6 +18,7 @@ from flows.recipes import Recipe, named
 from models import charts
 from models.corruptions import CORRUPTIONS
 from models.errors import UsageError
+from models.fusers.settings import FuserSettings
 from models.generators.settings import TranslateSettings
 from models.plots import png
 from models.segmenters.lessons import MetaSettings
@@ -28,6 +29,7 @@ from tasks.degrade import degrade
 from tasks.evaluate import evaluate, exam_table
 from tasks.fit_translators import fit_translators
 from tasks.freeze_encoder import freeze_encoder
+from tasks.fuse import fuse_again, fuse_night
 from tasks.lease import lease
 from tasks.prepare import chosen_folds, freeze_episodes, open_frames, prepare
 from tasks.refine import refine
@@ -46,14 +48,16 @@ ALONE, AUGMENTED = Stream("infrared", "infrared"), Stream("infrared", "infrared"
 RGB, VISIBLE = Stream("rgb", "rgb", "rgb_lightness"), Stream("visible", "visible")
 COPY = Stream("copy", "infrared", "lightness")
 LIGHTNESS = Stream("lightness", "lightness")
+THIRD = Stream("fused", "fused")
 
 
 @dataclass(frozen=True)
 class Palette:
-    """How pictures and base learner of some variants are made."""
+    """How pictures and base learner of some variants are made. fuse: of a fused picture, if one of them reads it."""
 
     translate: TranslateSettings
     base: BaseSettings
+    fuse: FuserSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,29 @@ def modalities(recipe: Recipe, visible: bool) -> Plan:
     return _plan(variants, (Palette(recipe.translate, recipe.base),), ("prototype", "infrared"), controls)
 
 
+def fused(recipe: Recipe, visible: bool) -> Plan:
+    """A fused picture as third stream, with controls: a third look at infrared, and pictures that nothing learnt."""
+    learnt = replace(recipe.fuse or FuserSettings("saliency"), visible="rgb")
+    kinds = [learnt, replace(learnt, fuser="maximum", network={})]
+    if visible:
+        kinds.append(replace(learnt, visible="visible"))
+    palettes = [Palette(recipe.translate, recipe.base, kind) for kind in kinds]
+    third = replace(recipe.meta, streams=(AUGMENTED, RGB, THIRD))
+    variants = [
+        Variant("without", "infrared and synthetic RGB", replace(recipe.meta, streams=(AUGMENTED, RGB))),
+        Variant("replicated", "a third stream that sees infrared", replace(third, streams=(AUGMENTED, RGB, COPY))),
+        Variant("fused", f"a third stream: {learnt.fuser} of infrared and synthetic RGB", third),
+        Variant("fused_maximum", "the same with the brighter of both", third, 1),
+    ]
+    if visible:
+        variants += [
+            Variant("fused_visible", f"a third stream: {learnt.fuser} of infrared and the real visible", third, 2),
+            Variant("visible", "the real visible as it is", replace(third, streams=(AUGMENTED, RGB, VISIBLE))),
+        ]
+    controls = _controls({"prototype": ("without", "prototype_infrared")})
+    return _plan(variants, palettes, ("prototype", "without"), controls)
+
+
 def _expert(meta: MetaSettings, **changes) -> MetaSettings:
     return replace(meta, expert=replace(meta.expert, **changes))
 
@@ -146,7 +173,9 @@ def _plan(variants: Sequence[Variant], palettes: Sequence[Palette], references: 
     return Plan(tuple(variants), tuple(palettes), tuple(references), rows)
 
 
-PLANS: dict[str, Callable[[Recipe, bool], Plan]] = {"ablation": ablation, "mix": mix, "modalities": modalities}
+PLANS: dict[str, Callable[[Recipe, bool], Plan]] = {
+    "ablation": ablation, "mix": mix, "modalities": modalities, "fused": fused,
+}
 STUDIES = (*PLANS, "degradation")
 
 
@@ -187,7 +216,7 @@ def trial(name: str, recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
 
 
 def strain(recipe: Recipe) -> StudyOutcome:
-    """The night's model on test frames that get worse and worse."""
+    """The night's model on test frames that get worse and worse; visible pictures stay as they are."""
     compute = recipe.compute
     frames = prepare(recipe.data, compute)
     folds = chosen_folds(frames, recipe.data)
@@ -197,15 +226,18 @@ def strain(recipe: Recipe) -> StudyOutcome:
     synthetic = synthesise(frames, translators, recipe.translate, compute)
     labels = refine(frames, synthetic, encoder, recipe.refine, compute)
     base = train_base(frames, synthetic, labels, encoder, recipe.base, folds, compute)
+    shown = fuse_night(frames, synthetic, recipe.fuse, folds, compute)
     model = train_meta(
-        frames, synthetic, labels, encoder, base, translators, recipe.meta, folds, recipe.translate.generator, compute
+        frames, synthetic, labels, encoder, base, translators, recipe.meta, folds, recipe.translate.generator, compute,
+        shown, recipe.fuse,
     )
     test = replace(recipe.translate, splits=("test",))
     exams = {}
     for corruption, severity in [(kind, severity) for kind in CORRUPTIONS for severity in (0, *SEVERITIES)]:
         spoilt = degrade(frames, corruption, severity, compute) if severity else frames
         pictures = synthesise(spoilt, translators, test, compute) if severity else synthetic
-        exams[corruption, severity] = evaluate(model, spoilt, pictures, episodes, recipe.exam, compute)
+        again = fuse_again(spoilt, model, pictures, compute) if severity else shown
+        exams[corruption, severity] = evaluate(model, spoilt, pictures, episodes, recipe.exam, compute, again)
 
     opened = open_frames(frames)
     classes = {fold: opened.novel(fold) for fold in folds}
@@ -249,13 +281,17 @@ def paint(palette: Palette, frames: Ref, encoder: Ref, folds: Sequence[int], rec
     synthetic = synthesise(frames, translators, palette.translate, recipe.compute)
     labels = refine(frames, synthetic, encoder, recipe.refine, recipe.compute)
     base = train_base(frames, synthetic, labels, encoder, palette.base, folds, recipe.compute)
-    return Pictures(synthetic, labels, base)
+    shown = fuse_night(frames, synthetic, palette.fuse, folds, recipe.compute)
+    return Pictures(synthetic, labels, base, shown and shown.pictures)
 
 
-def publish(name: str, recipe: Recipe, inputs: list[Ref], table, references: Sequence[str], chart) -> StudyOutcome:
-    """Write the study down, here and in MLflow."""
+def publish(
+    name: str, recipe: Recipe, inputs: list[Ref | str], table, references: Sequence[str], chart,
+    text: str | None = None, pictures: Mapping[str, bytes] | None = None,
+) -> StudyOutcome:
+    """Write the study down, here and in MLflow. text: the table for people, where it is not one of mIoU."""
     key = f"{name}-{recipe.name}-{digest_of('study', inputs, replace(recipe, compute=None, about=''))[:10]}"
     with night_run(f"study {name} {recipe.name}", key, recipe, {"study": name}) as run:
-        report = write_study(name, recipe, key, table, references, png(chart), run)
+        report = write_study(name, recipe, key, table, references, png(chart), run, text, pictures or {})
     rows = tuple(table.astype(object).where(table.notna(), None).to_dict("records"))
     return StudyOutcome(name, recipe.name, key, tuple(references), rows, tuple(ledger()), report)

@@ -27,9 +27,10 @@ from models.metrics import episode_counts
 
 INK = "#7b838c"
 UNLABELLED = (128, 128, 128)
-STREAM_COLOURS = {"fusion": "#d9500b", "infrared": "#56708c", "rgb": "#25877f", "prototype": "#a2a9b1"}
+STREAM_COLOURS = {"fusion": "#d9500b", "infrared": "#56708c", "rgb": "#25877f", "fused": "#8a5a9e",
+                  "prototype": "#a2a9b1"}
 STREAM_TITLES = {"fusion": "Fused", "infrared": "Infrared only", "rgb": "RGB only", "prototype": "Prototype (control)",
-                 "prototype_both": "Prototype, both"}
+                 "prototype_both": "Prototype, both", "fused": "Fused picture only"}
 LAYER_TITLES = {
     "infrared": "Infrared as it is", "lightness": "Lightness", "thermal_lightness": "Tones matched (control)",
     "rgb": "RGB", "rgb_lightness": "RGB of the lightness", "thermal_rgb": "Colour map (control)",

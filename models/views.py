@@ -1,7 +1,8 @@
 """Pictures, labels and features of prepared frames, in every modality that exists of them.
 
 A layer is one picture of a frame: `infrared` and `visible` are real, `lightness`, `rgb` and `rgb_lightness` are
-translations. A stream is what one meta learner sees: in testing one layer, in training also its stand-in.
+translations, `fused` is infrared and a visible picture in one. A stream is what one meta learner sees: in testing one
+layer, in training also its stand-in.
 
 Legend: B items, H x W canvas, c channels.
 """
@@ -26,6 +27,7 @@ from models.pseudoclasses import episode as pseudo_episode
 from models.pseudolabels import carry_freed
 
 REAL = ("infrared", "visible", "label")
+FUSED = "fused"
 PSEUDO = 254
 """The label of the region that a pseudo-episode asks for."""
 
@@ -43,21 +45,27 @@ STREAMS = (Stream("infrared", "infrared", "lightness"), Stream("rgb", "rgb", "rg
 
 
 class Views:
-    """All layers of one prepared dataset. synthetic, refined: folders of those stages, where they exist."""
+    """All layers of one prepared dataset. synthetic, refined, fused: folders of those stages, where they exist."""
 
-    def __init__(self, frames: Frames, synthetic: Path | None = None, refined: Path | None = None) -> None:
-        self.frames, self.synthetic, self.refined = frames, synthetic, refined
+    def __init__(
+        self, frames: Frames, synthetic: Path | None = None, refined: Path | None = None, fused: Path | None = None
+    ) -> None:
+        self.frames, self.synthetic, self.refined, self.fused = frames, synthetic, refined, fused
 
     def picture(self, id: str, layer: str) -> np.ndarray:
         """uint8 [H,W] or [H,W,3] at the frame's own size."""
         if layer in REAL:
             return read_png(self.frames.path(id, layer))
-        return read_png(self.synthetic / layer_name(id, layer))
+        return read_png(self._folder(layer) / layer_name(id, layer))
 
     def has(self, id: str, layer: str) -> bool:
         if layer in REAL:
             return self.frames.has(id, layer)
-        return self.synthetic is not None and (self.synthetic / layer_name(id, layer)).is_file()
+        folder = self._folder(layer)
+        return folder is not None and (folder / layer_name(id, layer)).is_file()
+
+    def _folder(self, layer: str) -> Path | None:
+        return self.fused if layer == FUSED else self.synthetic
 
     def label(self, id: str, layer: str = "infrared", novel: Sequence[int] = (), policy: str = "ignore") -> np.ndarray:
         """uint8 [H,W] as training may see it on this layer: novel ids hidden by `policy`, freed base regions 255."""
@@ -76,9 +84,9 @@ class PseudoViews(Views):
 
     def __init__(
         self, frames: Frames, synthetic: Path | None = None, refined: Path | None = None,
-        settings: PseudoSettings | None = None, seed: int = 0,
+        settings: PseudoSettings | None = None, seed: int = 0, fused: Path | None = None,
     ) -> None:
-        super().__init__(frames, synthetic, refined)
+        super().__init__(frames, synthetic, refined, fused)
         self.settings, self.seed = settings or PseudoSettings(), seed
         self.regions: dict[str, Regions] = {}
 

@@ -39,11 +39,12 @@ CONTROL = "prototype"
 
 
 class Pictures(NamedTuple):
-    """What a variant learns from: kinds "synthetic", "pseudolabels" and "base"."""
+    """What a variant learns from: kinds "synthetic", "pseudolabels", "base" and, where one is a stream, "fused"."""
 
     synthetic: Ref
     labels: Ref
     base: Ref
+    fused: Ref | None = None
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,11 @@ def compare(
     episodes: the exam, drawn with the same seeds. seeds: of the training episodes, too.
     """
     rows = [{"id": f"{v.name}.{seed}", "variant": n, "seed": seed} for seed in seeds for n, v in enumerate(variants)]
+    fused = [each.fused for each in pictures if each.fused]
     settings = {"variants": [replace(v, about="") for v in variants], "folds": tuple(folds)}
+    settings["fused"] = [each.fused is not None for each in pictures]
     wide = replace(compute, shard_size=len(variants), shard_deadline_seconds=DEADLINE_SECONDS, max_quarantined=0.0)
-    inputs = [frames, encoder, episodes, *chain(*pictures)]
+    inputs = [frames, encoder, episodes, *chain.from_iterable(each[:3] for each in pictures), *fused]
     return fan_out(Laboratory, rows, settings, wide, kind="cells", inputs=inputs, code=CODE)
 
 
@@ -93,7 +96,9 @@ class Laboratory:
         self.variants, self.folds = settings["variants"], settings["folds"]
         self.frames, self.encoder = Frames.open(frames), encoder
         self.episodes = from_rows(pd.read_parquet(episodes / "rows.parquet"))
-        self.pictures = [pictures[start : start + 3] for start in range(0, len(pictures), 3)]
+        fused = iter(pictures[3 * len(settings["fused"]) :])
+        given = [next(fused) if has else None for has in settings["fused"]]
+        self.pictures = [(*pictures[3 * n : 3 * n + 3], each) for n, each in enumerate(given)]
         self.desks: dict[tuple, Desk] = {}
         self.beside: dict[tuple, Desk] = {}
         self.seed: int | None = None
@@ -120,10 +125,10 @@ class Laboratory:
         """The desk of these pictures and base learners at this size; a new seed clears all of them."""
         if seed != self.seed:
             self.desks, self.beside, self.seed = {}, {}, seed
-        meta, (synthetic, labels, base) = variant.meta, self.pictures[variant.pictures]
-        key = (synthetic, labels, meta.size, meta.letterbox, meta.expert.wants)
+        meta, (synthetic, labels, base, fused) = variant.meta, self.pictures[variant.pictures]
+        key = (synthetic, labels, fused, meta.size, meta.letterbox, meta.expert.wants)
         if key not in self.desks:
-            views = PseudoViews(self.frames, synthetic, labels, seed=seed)
+            views = PseudoViews(self.frames, synthetic, labels, seed=seed, fused=fused)
             encoder = load_encoder(self.encoder, meta.expert.wants).to(self.device)
             canvas = Canvas(meta.size, meta.letterbox)
             self.desks[key] = Desk(FeatureBank(encoder, views, canvas, int(meta.cache_gb * 2**30)))

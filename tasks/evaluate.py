@@ -23,6 +23,7 @@ from models.segmenters.predictor import load_experts, model_canvas
 from models.views import FeatureBank, Stream, Views, episode_mask
 from tasks import places
 from tasks.fanout import Compute, fan_out
+from tasks.fuse import Fused, fuse_again
 from tasks.prepare import open_frames
 from tasks.stage import stage
 from tasks.store import Ref
@@ -50,7 +51,8 @@ class ExamSettings:
 
 @stage("evaluate")
 def evaluate(
-    model: Ref, frames: Ref, synthetic: Ref, episodes: Ref, settings: ExamSettings, compute: Compute
+    model: Ref, frames: Ref, synthetic: Ref, episodes: Ref, settings: ExamSettings, compute: Compute,
+    fused: Fused | None = None,
 ) -> Ref:
     """Kind "exam": one row per episode with counts per stream (`models.metrics.COUNTS`); masks of the shown ones.
 
@@ -65,7 +67,7 @@ def evaluate(
         | {key: (str if key == "query" else int)(row[key]) for key in ("episode", "fold", "label", "query", "seed")}
         for row, n in zip(listed.to_dict("records"), from_middle, strict=True)
     ]
-    inputs = [frames, synthetic, model]
+    inputs = [frames, synthetic, model, *([fused.pictures] if fused else [])]
     return fan_out(Examiner, rows, {"cache_gb": settings.cache_gb}, compute, kind="exam", inputs=inputs, code=CODE)
 
 
@@ -73,12 +75,12 @@ class Examiner:
     """Holds the model; a shard is a list of episodes, one at a time, so that no result depends on its neighbours."""
 
     def __init__(self, settings: dict[str, Any], inputs: Sequence[Path]) -> None:
-        frames, synthetic, model = inputs
+        frames, synthetic, model, *fused = inputs
         device = "cuda" if torch.cuda.is_available() else "cpu"
         config, encoder, experts = load_experts(model)
         self.experts = {fold: expert.to(device) for fold, expert in experts.items()}
         self.streams = [Stream(**stream) for stream in config["streams"]]
-        self.views = Views(Frames.open(frames), synthetic)
+        self.views = Views(Frames.open(frames), synthetic, fused=fused[0] if fused else None)
         budget = int(settings["cache_gb"] * 2**30)
         self.bank = FeatureBank(encoder.to(device), self.views, model_canvas(config), budget, batch=1)
         self.memory = BaseMemory()
@@ -116,7 +118,8 @@ class Examiner:
 def sit_again(
     frames: Ref, episodes: Ref, translate: TranslateSettings, settings: ExamSettings, compute: Compute
 ) -> Callable[[Any], pd.DataFrame]:
-    """How an earlier version sits this exam: with its own learners, on pictures from the translators it came with.
+    """How an earlier version sits this exam: with its own learners, on pictures from the translators and the fuser it
+    came with.
 
     Returns the function that `tasks.promote` calls with the version. It raises UsageError when the version's model is
     no longer in the store.
@@ -129,7 +132,8 @@ def sit_again(
         generator = json.loads((store.local(version.model) / "config.json").read_text())["generator"]
         own = replace(translate, generator=generator, splits=("test",))
         synthetic = synthesise(frames, version.model, own, compute)
-        return exam_table(evaluate(version.model, frames, synthetic, episodes, settings, compute))
+        fused = fuse_again(frames, version.model, synthetic, compute)
+        return exam_table(evaluate(version.model, frames, synthetic, episodes, settings, compute, fused))
 
     return rescore
 

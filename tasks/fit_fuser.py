@@ -19,6 +19,7 @@ from models import FUSERS, find
 from models.errors import UsageError
 from models.frames import Frames
 from models.fusers.settings import FuserSettings, MaskSettings
+from models.views import Views
 from tasks import places
 from tasks.checkpoints import Checkpoints, seed_step
 from tasks.fanout import Compute
@@ -33,18 +34,24 @@ if TYPE_CHECKING:
     from models.fusers.training import Pairs
 
 KIND = "fuser"
-CODE = ("models.fusers", "models.generators.pictures", "tasks.fit_fuser")
+CODE = ("models.fusers", "models.generators.pictures", "models.views", "tasks.fit_fuser")
 LOG_EVERY = 10  # reading a loss waits for the GPU
 CACHED = 2000  # frames a worker keeps in memory
 
 
 @dataclass(frozen=True)
 class FuserJob:
-    """What a worker is told. folds: those whose novel classes are hidden. weights: digest of the encoder's file."""
+    """What a worker is told.
+
+    folds: those whose novel classes are hidden. layer: the visible picture of a pair. weights: digest of the encoder's
+    file. first: digest of the fuser whose Stage I is taken.
+    """
 
     settings: FuserSettings
     folds: tuple[int, ...] = ()
+    layer: str = "visible"
     weights: str = ""
+    first: str = ""
 
     @property
     def seed(self) -> int:
@@ -52,24 +59,36 @@ class FuserJob:
 
 
 @stage("fit_fuser")
-def fit_fuser(frames: Ref, settings: FuserSettings, folds: Sequence[int], compute: Compute) -> Ref:
+def fit_fuser(
+    frames: Ref, settings: FuserSettings, folds: Sequence[int], compute: Compute, synthetic: Ref | None = None
+) -> Ref:
     """The folder of a fuser (`models.fusers.base.load_fuser` opens it), `history.parquet` beside it.
 
+    synthetic: translations, of which the layer `settings.visible` serves where no train frame has a visible picture.
     Raises UsageError when there are no pairs to learn from, or the settings do not fit together.
     """
-    kind = find(FUSERS, settings.fuser)
-    told = replace(settings, splits=(), visible="visible", masks=found_masks(settings.masks))
-    job = with_weights(FuserJob(told, tuple(folds)))
-    if kind.trainer is None:
-        return _given(kind, settings.fuser)
-    training_pairs(Frames.open(places.store().local(frames)), kind)
-    return fit(fusion_loop, KIND, [frames], job, CODE, compute)
+    if find(FUSERS, settings.fuser).trainer is None:
+        return given(settings.fuser)
+    store = places.store()
+    opened = Frames.open(store.local(frames))
+    real = any(opened.has(id, "visible") for id in opened.ids("train"))
+    job = job_of(settings, folds, "visible" if real or synthetic is None else settings.visible)
+    inputs = [frames] if job.layer == "visible" else [frames, synthetic]
+    training_pairs(Views(opened, *map(store.local, inputs[1:])), job)
+    return fit(fusion_loop, KIND, inputs, job, CODE, compute)
 
 
-def training_pairs(frames: Frames, kind: Any) -> list[str]:
-    """Ids of the train frames with all that `kind` learns from. Raises UsageError when there are none."""
-    layers = ("infrared", "visible", *(("label",) if kind.needs_labels else ()))
-    ids = [id for id in frames.ids("train") if all(frames.has(id, layer) for layer in layers)]
+def job_of(settings: FuserSettings, folds: Sequence[int] = (), layer: str = "visible") -> FuserJob:
+    """The job of these settings, less what only matters when fusing."""
+    told = replace(settings, splits=(), visible="visible", steps=None, masks=found_masks(settings.masks))
+    return with_weights(FuserJob(told, tuple(folds), layer))
+
+
+def training_pairs(views: Views, job: FuserJob) -> list[str]:
+    """Ids of the train frames with all that the fuser learns from. Raises UsageError when there are none."""
+    frames, kind = views.frames, find(FUSERS, job.settings.fuser)
+    layers = ("infrared", job.layer, *(("label",) if kind.needs_labels else ()))
+    ids = [id for id in frames.ids("train") if all(views.has(id, layer) for layer in layers)]
     if not ids:
         wanted = " and ".join(layers)
         raise UsageError(f"{frames.dataset} has no train frames with {wanted}; choose data that has, or a control.")
@@ -103,11 +122,12 @@ def fusion_loop(config: dict) -> None:
 
     job: FuserJob = config["settings"]
     settings, frames = job.settings, Frames.open(config["folders"][0])
+    views = Views(frames, *config["folders"][1:])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed_step(settings.seed, -1)  # the same start on every rank
     trainer = build(settings, frames).to(device)
     checkpoints = Checkpoints(config, settings.iterations, **trainer.parts("fuser"))
-    draw = PairCrops(frames, job)
+    draw = PairCrops(views, job)
     for step in range(checkpoints.restore(), settings.iterations):
         rng = seed_step(settings.seed, step, checkpoints.rank)
         losses = trainer.iterate(draw(rng).to(device), step)
@@ -118,8 +138,8 @@ def fusion_loop(config: dict) -> None:
     checkpoints.finish(trainer.fuser.save)
 
 
-def build(settings: FuserSettings, frames: Frames) -> Any:
-    """The trainer of a fresh fuser; one that segments knows the data's classes and background.
+def build(settings: FuserSettings, frames: Frames, trainer: str | None = None) -> Any:
+    """The trainer of a fresh fuser (its own, or "module:attribute"); who segments knows classes and background.
 
     Raises UsageError when `network` names an argument that the fuser does not have.
     """
@@ -133,19 +153,19 @@ def build(settings: FuserSettings, frames: Frames) -> Any:
     except TypeError as error:
         known = ", ".join(list(inspect.signature(kind).parameters))
         raise UsageError(f"fuser.network does not fit {settings.fuser} ({error}); it takes {known}.") from error
-    return resolve_name(kind.trainer)(settings, fuser)
+    return resolve_name(trainer or kind.trainer)(settings, fuser)
 
 
 class PairCrops:
     """Draws batches of pairs; keeps the frames it has read, and their masks."""
 
-    def __init__(self, frames: Frames, job: FuserJob) -> None:
+    def __init__(self, views: Views, job: FuserJob) -> None:
         from models.fusers.masks import MaskProvider
 
-        self.frames, self.settings = frames, job.settings
+        self.views, self.frames, self.settings, self.layer = views, views.frames, job.settings, job.layer
         self.kind = find(FUSERS, job.settings.fuser)
-        self.ids = training_pairs(frames, self.kind)
-        self.novel = sorted({label for fold in job.folds for label in frames.novel(fold)})
+        self.ids = training_pairs(views, job)
+        self.novel = sorted({label for fold in job.folds for label in self.frames.novel(fold)})
         self.provider = MaskProvider(job.settings.masks, places.home() / "masks")
         self.layers = lru_cache(CACHED)(self._layers)
 
@@ -159,21 +179,21 @@ class PairCrops:
     def _layers(self, id: str) -> dict[str, np.ndarray]:
         from models.episode import train_label
 
-        layers = {"infrared": self.frames.infrared(id), "visible": self.frames.visible(id)}
+        layers = {"infrared": self.frames.infrared(id), "visible": self.views.picture(id, self.layer)}
         if self.kind.needs_labels:
             return layers | {"label": train_label(self.frames.label(id), self.novel, "ignore")}
         masks = self.provider.masks(layers["infrared"], layers["visible"], id)
         return layers | dict(zip(("mask_infrared", "mask_visible"), masks, strict=True))
 
 
-def _given(kind: Any, name: str) -> Ref:
-    """For controls, which need no training: committed here."""
+def given(name: str) -> Ref:
+    """A control, which needs no training: committed here."""
     store = places.store()
     digest = digest_of(KIND, [], name, CODE)
     if found := store.find(KIND, digest):
         return found
     draft = store.draft(KIND, digest)
     with tempfile.TemporaryDirectory() as folder:
-        kind().save(Path(folder))
+        find(FUSERS, name)().save(Path(folder))
         draft.upload(Path(folder))
     return draft.commit(None, {}, count=1)

@@ -118,12 +118,15 @@ def _spread(row: Mapping[str, Any], value: str, low: str, high: str, sign: str =
 
 @stage("write_study")
 def write_study(
-    study: str, recipe: Any, key: str, table: pd.DataFrame, references: Sequence[str], chart: bytes, run: Run
+    study: str, recipe: Any, key: str, table: pd.DataFrame, references: Sequence[str], chart: bytes, run: Run,
+    text: str | None = None, pictures: Mapping[str, bytes] | None = None,
 ) -> dict[str, str]:
-    """The study's folder and its MLflow runs; returns what -> path."""
+    """The study's folder and its MLflow runs; returns what -> path. text: in place of `markdown`. pictures: PNG bytes
+    by name, beside the chart."""
     folder = places.home() / "studies" / key
-    text = markdown(table, references)
+    text = markdown(table, references) if text is None else text
     files = {"table.parquet": table_bytes(table), "table.md": text.encode(), "chart.png": chart}
+    files |= {f"{name}.png": data for name, data in (pictures or {}).items()}
     for name, data in files.items():
         write_file(folder / name, data)
         run.file(f"study/{name}", data)

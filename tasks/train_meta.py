@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from models.backbone import load_encoder
 from models.frames import Frames
+from models.fusers.settings import FuserSettings
 from models.geometry import Canvas, enlarge
 from models.losses import cross_entropy, jaccard
 from models.segmenters.desk import Desk, Evidence, Question, answer
@@ -29,6 +30,8 @@ from models.segmenters.fusion import EnsembleOut
 from models.segmenters.lessons import SELECTIONS, Best, Lessons, MetaSettings, courses
 from models.views import FeatureBank, PseudoViews
 from tasks.fanout import Compute
+from tasks.fit_fuser import found_masks
+from tasks.fuse import Fused
 from tasks.stage import stage
 from tasks.store import Ref
 from tasks.train import Checkpoints, fit, seed_step
@@ -44,24 +47,29 @@ CODE = (
 
 @dataclass(frozen=True)
 class MetaJob:
-    """What the loop needs to know; inputs are frames, synthetic, pseudolabels, encoder, base, translators."""
+    """What the loop needs to know; inputs are frames, synthetic, pseudolabels, encoder, base, translators, and with a
+    fused picture among the streams those pictures and their fuser. fuse: how that fuser is used."""
 
     meta: MetaSettings
     folds: tuple[int, ...]
     generator: str
+    fuse: FuserSettings | None = None
 
 
 @stage("train_meta")
 def train_meta(
     frames: Ref, synthetic: Ref, pseudolabels: Ref, encoder: Ref, base: Ref, translators: Ref,
-    settings: MetaSettings, folds: Sequence[int], generator: str, compute: Compute,
+    settings: MetaSettings, folds: Sequence[int], generator: str, compute: Compute, fused: Fused | None = None,
+    fuse: FuserSettings | None = None,
 ) -> Ref:
     """Kind "model": a folder that segments on its own (`models.segmenters.predictor`).
 
-    generator: name in GENERATORS of what made the translators, which travel with the model.
+    generator: name in GENERATORS of what made the translators, which travel with the model; so does the fuser of
+    `fused`, with the settings `fuse` it was used with.
     """
-    inputs = [frames, synthetic, pseudolabels, encoder, base, translators]
-    return fit(meta_loop, "model", inputs, MetaJob(settings, tuple(folds), generator), CODE, compute)
+    inputs = [frames, synthetic, pseudolabels, encoder, base, translators, *(fused or ())]
+    job = MetaJob(settings, tuple(folds), generator, replace(fuse, masks=found_masks(fuse.masks)) if fused else None)
+    return fit(meta_loop, "model", inputs, job, CODE, compute)
 
 
 def meta_loop(config: dict) -> None:
@@ -74,7 +82,7 @@ def meta_loop(config: dict) -> None:
     frames = Frames.open(folders[0])
     encoder = load_encoder(folders[3], settings.expert.wants).to(device)
     canvas = Canvas(settings.size, settings.letterbox)
-    views = PseudoViews(frames, *folders[1:3], seed=settings.seed)
+    views = PseudoViews(frames, *folders[1:3], seed=settings.seed, fused=folders[6] if job.fuse else None)
     desk = Desk(FeatureBank(encoder, views, canvas, int(settings.cache_gb * 2**30)))
     lessons = courses(views, job.folds, settings)
     experts = fresh_experts(frames, lessons, encoder, settings, folders[4]).to(device)
@@ -187,7 +195,7 @@ class Experts(nn.Module):
 
 
 def save_model(folder: Path, experts: nn.ModuleDict, frames: Frames, job: MetaJob, folders: list[Path], best: Best):
-    """Everything that a prediction needs: experts, encoder, translators, and one config.json."""
+    """Everything that a prediction needs: experts, encoder, translators, a fuser if any, and one config.json."""
     from safetensors.torch import save_file
 
     experts = {fold: experts[fold] for fold in best.step}
@@ -196,9 +204,12 @@ def save_model(folder: Path, experts: nn.ModuleDict, frames: Frames, job: MetaJo
         save_file(state, folder / f"fold{fold}.safetensors")
     shutil.copytree(folders[3], folder / "encoder", ignore=shutil.ignore_patterns("manifest.json"))
     shutil.copytree(folders[5], folder / "translators", ignore=shutil.ignore_patterns("manifest.json", "*.parquet"))
+    if job.fuse:
+        shutil.copytree(folders[7], folder / "fuser", ignore=shutil.ignore_patterns("manifest.json", "*.parquet"))
     config = {
         "dataset": frames.dataset,
         "generator": job.generator,
+        "fuse": job.fuse and {name: asdict(job.fuse)[name] for name in ("visible", "steps", "seed", "masks")},
         "classes": list(frames.classes),
         "size": list(job.meta.size),
         "letterbox": job.meta.letterbox,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.errors import UsageError
 from models.fusers.colour import luminance, recolour
-from models.fusers.losses import maximum_loss, ssim, target_loss, warm_up_loss
+from models.fusers.losses import complement_loss, maximum_loss, ssim, target_loss, warm_up_loss
 from models.fusers.precision import autocast
 from models.fusers.saliency import saliency_blend
 from models.fusers.segmif import SegMiF
@@ -132,11 +132,12 @@ class Cascade(nn.Module):
         return fused, recolour(fused, pairs.visible)
 
     def fusion_loss(self, fused: Tensor, pairs: Pairs, warm_up: bool = False) -> Tensor:
-        """L_f. Towards "maximum": brightest pixel, sharpest gradient, and the structure of both."""
+        """L_f. Towards "maximum": brightest pixel, sharpest gradient, the structure of both, what each adds."""
         y = luminance(pairs.visible)
         if self.settings.objective == "maximum":
             alike = (ssim(fused, pairs.infrared) + ssim(fused, y)) / 2
-            return maximum_loss(fused, pairs.infrared, y) + (1 - alike)
+            loss = maximum_loss(fused, pairs.infrared, y) + (1 - alike)
+            return loss + self.settings.complement_weight * complement_loss(fused, pairs.infrared, y)
         target = saliency_blend(pairs.infrared, y)
         return warm_up_loss(fused, target) if warm_up else target_loss(fused, target)
 
@@ -145,3 +146,15 @@ class Cascade(nn.Module):
         with autocast(image.device):
             logits = self.model.segment(image)
         return cross_entropy(logits, pairs.label, self.class_weights)
+
+
+class Alone(Cascade):
+    """The segmentation network by itself, on whatever pictures stand in `Pairs.visible`, with the steps, rates and
+    losses it has beside the fusion network: what joint training is measured against."""
+
+    def iterate(self, pairs: Pairs, step: int) -> dict[str, Tensor]:
+        set_rate(self.segmentation_optimiser, linear_rate(step, self.settings.iterations))
+        self.model.segmentation.train()
+        loss = self.segmentation_loss(pairs.visible.expand(-1, 3, -1, -1), pairs)
+        descend(loss, self.segmentation_optimiser)
+        return {"segmentation": loss.detach()}

@@ -113,14 +113,16 @@ class FirstStage(nn.Module):
     blocks          transformer blocks on the visible features, and on the joined ones
     fold            r: side of the pixel blocks that are folded into channels
     channels        1: a luminance; 3: a colour picture
-    The last convolution starts at zero: the picture starts as a learnt blend of the pair.
+    anchor          what the last convolution, which starts at zero, is added to: a learnt "blend" of the pair, or the
+                    "brightest" of it
     """
 
     def __init__(
-        self, width: int = 48, heads: int = 4, blocks: Sequence[int] = (4, 2), fold: int = 1, channels: int = 1
+        self, width: int = 48, heads: int = 4, blocks: Sequence[int] = (4, 2), fold: int = 1, channels: int = 1,
+        anchor: str = "blend",
     ) -> None:
         super().__init__()
-        self.fold, self.channels = fold, channels
+        self.fold, self.channels, self.anchor = fold, channels, anchor
         self.enter = nn.ModuleList(nn.Conv2d(c * fold**2, width, 3, padding=1) for c in (1, 3))
         self.infrared = nn.Sequential(*(MultiScale(width, width // 2) for _ in range(2)))
         self.visible = nn.Sequential(*(Block(width, heads) for _ in range(blocks[0])))
@@ -138,6 +140,8 @@ class FirstStage(nn.Module):
         a, b = self.infrared(a), self.visible(b)
         a, b = self.cross[0](a, b), self.cross[1](b, a)
         drawn = F.pixel_shuffle(self.leave(self.joined(self.join(torch.cat([a, b], 1)))), self.fold)
+        if self.anchor == "brightest":
+            return (drawn + before_tanh(torch.maximum(infrared.expand_as(base), base))).tanh()
         share = self.share.sigmoid()
         return (drawn + before_tanh(share * infrared + (1 - share) * base)).tanh()
 

@@ -42,8 +42,8 @@ class FusionNet(nn.Module):
     fold        r: side of the pixel blocks that are folded into channels
     semantic    channels of S_1 and S_2
     native      semantics stay on their own grid inside the attention (False: upsampled first, as released)
-    residual    what the network says (at first: nothing) is added to the mean of the pair, instead of a PReLU at the
-                end. Not the paper's; it saves most of a short budget.
+    anchor      "mean" or "brightest": what the network says (at first: nothing) is added to that of the pair, instead
+                of a PReLU at the end. Not the paper's; it saves most of a short budget. "none": the paper's.
     attention   further arguments of `HierarchicalAttention`; one module serves both depths, as released
     """
 
@@ -55,11 +55,11 @@ class FusionNet(nn.Module):
         fold: int = 1,
         semantic: Sequence[int] = (64, 128),
         native: bool = True,
-        residual: bool = False,
+        anchor: str = "none",
         **attention,
     ) -> None:
         super().__init__()
-        self.fold, self.native, self.residual = fold, native, residual
+        self.fold, self.native, self.anchor = fold, native, anchor
         self.stems = nn.ModuleList(_conv(fold**2, width) for _ in range(2))
         self.early = nn.ModuleList(DenseBlock(width, growth) for _ in range(2))
         self.late = nn.ModuleList(DenseBlock(width, growth) for _ in range(2))
@@ -68,8 +68,8 @@ class FusionNet(nn.Module):
         self.attention = HierarchicalAttention(width, heads, **attention)
         self.head = nn.Sequential(_conv(2 * width, width), _conv(width, width // 2))
         self.last = nn.Conv2d(width // 2, fold**2, 3, padding=1)
-        self.activation = None if residual else nn.PReLU()
-        if residual:
+        self.activation = nn.PReLU() if anchor == "none" else None
+        if self.activation is None:
             nn.init.zeros_(self.last.weight), nn.init.zeros_(self.last.bias)
 
     def forward(self, infrared: Tensor, visible: Tensor, semantics: Sequence[Tensor] | None = None) -> Tensor:
@@ -79,7 +79,9 @@ class FusionNet(nn.Module):
             pair = [block(x) for block, x in zip(blocks, pair, strict=True)]
             pair = self.attention(*pair, self._semantic(depth, semantics, pair[0]))
         out = F.pixel_shuffle(self.last(self.head(torch.cat(pair, 1))), self.fold)
-        return out + (infrared + visible) / 2 if self.residual else self.activation(out)
+        if self.anchor == "brightest":
+            return out + torch.maximum(infrared, visible)
+        return out + (infrared + visible) / 2 if self.anchor == "mean" else self.activation(out)
 
     def _semantic(self, depth: int, semantics: Sequence[Tensor] | None, like: Tensor) -> Tensor:
         """[B,C,h',w']: the 1x1 convolution comes before the upsampling, with which it commutes."""

@@ -41,6 +41,22 @@ def maximum_loss(fused: Tensor, infrared: Tensor, visible: Tensor, gradient_weig
     return l1_loss(fused, brightest) + gradient_weight * l1_loss(edges(fused), sharpest)
 
 
+def complement_loss(fused: Tensor, infrared: Tensor, visible: Tensor) -> Tensor:
+    """1 - SCD / 2 (Aslantas and Bendes 2015): what was added to either source should look like the other. [B,c,H,W].
+
+    Not one of the papers' losses.
+    """
+    infrared = infrared.expand_as(visible)
+    alike = _correlation(fused - visible, infrared) + _correlation(fused - infrared, visible)
+    return (1 - alike / 2).mean()
+
+
+def _correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's, per image [B]; 0 where either is constant."""
+    x, y = (z.float().flatten(1) - z.float().flatten(1).mean(1, keepdim=True) for z in (x, y))
+    return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1) + 1e-6).sqrt()
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Σ (mask ⊙ values) / Σ mask per image, [B]; 0 where the mask is empty."""
     mask = mask.expand_as(values).float()

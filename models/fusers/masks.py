@@ -5,8 +5,9 @@ segments of one picture become one channel. Here a segment counts by its quality
 around it (infrared), or how strong its edges are against the picture's (visible); too large and too small ones do not.
 The union of all segments would be the whole picture.
 
-Where masks come from: "sam" runs the network, once per picture, and keeps the result in a folder; "file" reads
-`sam_ir/<name>.png` and `sam_vis/<name>.png`; "none" gives empty masks, with which every loss and sampler goes on.
+Where masks come from: "sam" runs the network, once per picture, and keeps the result in a folder; "levels" asks
+`regions.py` for segments in its place, which needs no weights; "file" reads `sam_ir/<name>.png` and
+`sam_vis/<name>.png`; "none" gives empty masks, with which every loss and sampler goes on.
 
 Legend: H W height and width, S segments; masks are uint8 [H,W], 0..255 for 0..1, or tensors [B,1,H,W] in 0..1.
 """
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,12 @@ from torch.nn import functional as F
 
 from models.errors import UsageError
 from models.frames import png_bytes, read_png
+from models.fusers.regions import regions
 from models.fusers.settings import MaskSettings
 
-BACKENDS = ("none", "file", "sam")
+BACKENDS = ("none", "file", "levels", "sam")
 MODES = ("soft", "binary", "union")
+DROPS = ("", "infrared", "visible", "both")
 RING = 15  # pixels around a segment that it has to be hotter than
 
 
@@ -40,9 +44,10 @@ class MaskProvider:
     """Masks of pairs. cache: a folder for what "sam" found; network: a Sam module in place of the checkpoint's."""
 
     def __init__(self, settings: MaskSettings, cache: Path | None = None, network: Any = None) -> None:
-        for value, known, name in ((settings.backend, BACKENDS, "backend"), (settings.mode, MODES, "mode")):
-            if value not in known:
-                raise UsageError(f"There is no mask {name} {value!r}; choose one of {', '.join(known)}.")
+        for name, known in (("backend", BACKENDS), ("mode", MODES), ("drop", DROPS)):
+            if getattr(settings, name) not in known:
+                wrong = getattr(settings, name)
+                raise UsageError(f"There is no mask {name} {wrong!r}; choose one of {', '.join(filter(None, known))}.")
         if settings.backend == "file" and not (settings.folder and Path(settings.folder).is_dir()):
             raise UsageError(f"There is no folder {settings.folder} of masks; make it, with sam_ir/ and sam_vis/.")
         if settings.backend == "sam" and network is None and not Path(settings.checkpoint or "").is_file():
@@ -51,6 +56,23 @@ class MaskProvider:
 
     def masks(self, infrared: np.ndarray, visible: np.ndarray, name: str = "") -> tuple[np.ndarray, np.ndarray]:
         """uint8 [H,W] and [H,W,3] -> a mask uint8 [H,W] of each. `name`: the stem that "file" looks for."""
+        found = self._found(infrared, visible, name)
+        return tuple(self._changed(kind, mask) for kind, mask in zip(("infrared", "visible"), found, strict=True))
+
+    def aux(self, infrared: np.ndarray, visible: np.ndarray, name: str = "") -> dict[str, np.ndarray]:
+        """The masks as `Fuser.pictures` takes them beside a pair; nothing where there are none."""
+        if self.settings.backend == "none":
+            return {}
+        return dict(zip(("mask_infrared", "mask_visible"), self.masks(infrared, visible, name), strict=True))
+
+    def _changed(self, kind: str, mask: np.ndarray) -> np.ndarray:
+        """Emptied, grown or shrunk, as the settings want it."""
+        if self.settings.drop in (kind, "both"):
+            return np.zeros_like(mask)
+        grown = morph(torch.from_numpy(mask)[None, None].float(), self.settings.grow)
+        return grown[0, 0].byte().numpy()
+
+    def _found(self, infrared: np.ndarray, visible: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
         if self.settings.backend == "none":
             return (np.zeros(infrared.shape[:2], np.uint8),) * 2
         if self.settings.backend == "file":
@@ -60,7 +82,7 @@ class MaskProvider:
 
     def _kept(self, kind: str, picture: np.ndarray) -> np.ndarray:
         """The mask of one picture, from the cache where it is."""
-        facts = {"kind": kind, "weights": self._weights, **asdict(self.settings)}
+        facts = {"kind": kind, "weights": self._weights, **asdict(replace(self.settings, grow=0, drop=""))}
         text = json.dumps(facts, sort_keys=True)
         digest = hashlib.blake2b(text.encode() + np.ascontiguousarray(picture).tobytes(), digest_size=12).hexdigest()
         path = self.cache / f"{digest}.png" if self.cache else None
@@ -70,7 +92,7 @@ class MaskProvider:
         if path:
             self.cache.mkdir(parents=True, exist_ok=True)
             path.with_suffix(".json").write_text(text)
-            part = path.with_suffix(".part")
+            part = path.with_suffix(f".{os.getpid()}")  # another worker may draw the same one
             part.write_bytes(png_bytes(mask))
             part.rename(path)
         return mask
@@ -84,6 +106,9 @@ class MaskProvider:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     def _segments(self, kind: str, picture: np.ndarray) -> list[dict]:
+        if self.settings.backend == "levels":
+            grey = picture if kind == "infrared" else picture.mean(-1).round().astype(np.uint8)
+            return regions(stretch(grey), self.settings.area, self.settings.stability, self.settings.top)
         shown = np.repeat(stretch(picture)[..., None], 3, -1) if kind == "infrared" else picture
         return self._generator.generate(np.ascontiguousarray(shown))
 

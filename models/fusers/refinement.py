@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.errors import UsageError
 from models.fusers.colour import luminance
 from models.fusers.diffusion import noised
-from models.fusers.losses import masked_losses, maximum_loss
+from models.fusers.losses import complement_loss, masked_losses, maximum_loss
 from models.fusers.masks import disturb
 from models.fusers.precision import autocast
 from models.fusers.settings import FuserSettings
@@ -49,6 +49,11 @@ class Refinement(nn.Module):
         """The averaged weights, ready to be saved."""
         return self.averaged
 
+    def take_first(self, other: SGDFuse) -> None:
+        """Starts with the Stage I of `other`; with a `first_share` of 0 it stays."""
+        for model in (self.model, self.averaged):
+            model.first.load_state_dict(other.first.state_dict())
+
     def iterate(self, pairs: Pairs, step: int) -> dict[str, Tensor]:
         """One step of Stage I, or after its share of the iterations, of Stage II; returns the losses, detached."""
         s = self.settings
@@ -65,7 +70,9 @@ class Refinement(nn.Module):
         self.model.train()
         with autocast(pairs.infrared.device):
             first = self.model.first_picture(2 * pairs.infrared - 1, 2 * pairs.visible - 1).float()
-        loss = maximum_loss((first + 1) / 2, pairs.infrared, self._visible(pairs), self.settings.gradient_weight)
+        s, drawn, visible = self.settings, (first + 1) / 2, self._visible(pairs)
+        loss = maximum_loss(drawn, pairs.infrared, visible, s.gradient_weight)
+        loss = loss + s.complement_weight * complement_loss(drawn, pairs.infrared, visible)
         descend(loss, self.first_optimiser)
         return {"first": loss}
 

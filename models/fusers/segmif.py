@@ -31,12 +31,13 @@ from models.generators.pictures import pad_to_stride
 
 SMALLEST = 32  # pixels a side that the encoders need
 SEMANTICS = ("saliency", "visible", "none")
+ANCHORS = ("none", "mean", "brightest")
 
 
 class SegMiF(Fuser):
     """classes        K, background included
     semantics         what the semantic branch looks at: the saliency blend, the visible picture, or nothing
-    the rest          of `FusionNet` (width, growth, heads, fold, native, residual, norm, paths) and of
+    the rest          of `FusionNet` (width, growth, heads, fold, native, anchor, norm, paths) and of
                       `SegmentationNet` (encoder, widths, depths, weights, normalise, head_width)
 
     The defaults are the released sizes at half resolution; fold=1, norm="sum", native=False is the released form.
@@ -55,17 +56,19 @@ class SegMiF(Fuser):
         heads: int = 8,
         fold: int = 2,
         native: bool = True,
-        residual: bool = False,
+        anchor: str = "none",
         norm: str = "mean",
         paths: Sequence[str] = ("semantic", "modal"),
         **segmentation: Any,
     ) -> None:
         fusion = {"width": width, "growth": growth, "heads": heads, "fold": fold, "native": native}
-        fusion |= {"residual": residual, "norm": norm, "paths": list(paths)}
+        fusion |= {"anchor": anchor, "norm": norm, "paths": list(paths)}
         kept = {"classes": classes, "semantics": semantics, **fusion, **segmentation, "weights": "random"}
         super().__init__(**kept)
         if semantics not in SEMANTICS:
             raise UsageError(f"There are no semantics {semantics!r}; choose one of {', '.join(SEMANTICS)}.")
+        if anchor not in ANCHORS:
+            raise UsageError(f"There is no anchor {anchor!r}; choose one of {', '.join(ANCHORS)}.")
         self.semantics, self.stride = semantics, fold
         self.segmentation = SegmentationNet(classes, **segmentation)
         self.fusion = FusionNet(semantic=self.segmentation.channels[:2], **fusion)

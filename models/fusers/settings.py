@@ -11,14 +11,17 @@ from typing import Any
 class MaskSettings:
     """How pictures become masks.
 
-    backend             "none", "file" or "sam"
+    backend             "none", "file", "levels" (`models.fusers.regions`, no weights needed) or "sam"
     folder              of "file": it holds sam_ir/ and sam_vis/
     model, checkpoint   of "sam": vit_b, vit_l or vit_h, and its weights file
     points              prompts along each side
-    quality, stability  below them segments are dropped (predicted IoU, and IoU under shifted thresholds)
+    quality, stability  below them segments are dropped (predicted IoU, and IoU under shifted thresholds); those of
+                        "levels" are less stable than SAM's, 0.5 is a good bound
     area                smallest and largest share of the picture
     top                 the most segments that count
     mode                "soft": the score; "binary": score above 0.5; "union": any segment that counts
+    grow                pixels by which finished masks are grown, or shrunk where it is negative
+    drop                "infrared", "visible" or "both": finished masks that are emptied
     """
 
     backend: str = "none"
@@ -31,6 +34,8 @@ class MaskSettings:
     area: tuple[float, float] = (0.0005, 0.25)
     top: int = 40
     mode: str = "soft"
+    grow: int = 0
+    drop: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,12 @@ class FuserSettings:
     network         arguments of its constructor that differ from its defaults
     seed            of training; also of the noise, together with the frame's id
     splits          splits of the frames that are fused later
-    visible         what infrared is fused with later: "visible", or a layer of the synthetic pictures, such as "rgb"
+    visible         what infrared is fused with later: "visible", or a layer of the synthetic pictures, such as "rgb";
+                    training takes real visible pictures wherever train frames have some
+    steps           of diffusion, when fusing later; None: the network's own
     crop, scale, batch, iterations, checkpoint_every        crops in pixels of frames scaled by a random factor, flipped
     average         decay of SGDFuse's averaged weights, warmed up over the first steps
+    complement_weight       of SCD as a loss, next to SGDFuse's Stage I and SegMiF's "maximum"; the papers have none
 
     SegMiF:
     mode            "joint": one loop; "alternate": rounds of fusion, then segmentation, as in the paper
@@ -70,12 +78,14 @@ class FuserSettings:
     seed: int = 0
     splits: tuple[str, ...] = ("train", "test")
     visible: str = "visible"
+    steps: int | None = None
     crop: int = 160
     scale: tuple[float, float] = (1.0, 1.0)
     batch: int = 8
     iterations: int = 40_000
     checkpoint_every: int = 1000
     average: float = 0.999
+    complement_weight: float = 0.0
     mode: str = "joint"
     rounds: int = 7
     fusion_share: float = 0.3

@@ -39,6 +39,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 HEADS = ("hfah", "plain", "eps", "dual")
 STARTS = ("noise", "first", "clean")
+ANCHORS = ("blend", "brightest")
 
 
 class Estimate(NamedTuple):
@@ -93,7 +94,7 @@ class Denoiser(nn.Module):
 
 class SGDFuse(Fuser):
     """configuration      of CONFIGURATIONS; the other arguments override it
-    width, heads, blocks  of Stage I, at the same fold
+    width, heads, blocks, anchor          of Stage I, at the same fold
     base, mults, res_blocks, dropout, middle_attention      of the U-Net
     head, gates           of `Denoiser` and `AggregationHead`
     channels, conditions, start, fold, steps                see above. start "clean": one pass over F1 without noise.
@@ -111,6 +112,7 @@ class SGDFuse(Fuser):
         width: int = 48,
         heads: int = 4,
         blocks: Sequence[int] = (4, 2),
+        anchor: str = "blend",
         base: int = 64,
         mults: Sequence[int] = (1, 2, 4, 8),
         res_blocks: int = 2,
@@ -124,15 +126,17 @@ class SGDFuse(Fuser):
         **changes: Any,
     ) -> None:
         super().__init__(
-            configuration=configuration, width=width, heads=heads, blocks=list(blocks), base=base, mults=list(mults),
-            res_blocks=res_blocks, dropout=dropout, middle_attention=middle_attention, head=head, gates=gates, tau=tau,
-            eta=eta, seed=seed, **changes,
+            configuration=configuration, width=width, heads=heads, blocks=list(blocks), anchor=anchor, base=base,
+            mults=list(mults), res_blocks=res_blocks, dropout=dropout, middle_attention=middle_attention, head=head,
+            gates=gates, tau=tau, eta=eta, seed=seed, **changes,
         )  # fmt: skip
         plan = _configured(configuration, head, changes)
+        if anchor not in ANCHORS:
+            raise UsageError(f"There is no anchor {anchor!r} in SGDFuse; choose one of {', '.join(ANCHORS)}.")
         self.channels, self.conditions, self.start = plan["channels"], plan["conditions"], plan["start"]
         self.steps, self.tau, self.eta, self.seed = plan["steps"], tau, eta, seed
         self.stride = plan["fold"] * 2 ** (len(mults) - 1)
-        self.first = FirstStage(width, heads, blocks, plan["fold"], self.channels)
+        self.first = FirstStage(width, heads, blocks, plan["fold"], self.channels, anchor)
         everything = self.conditions == "all"
         self.denoiser = Denoiser(
             self.channels, 2 + (self.channels + 2 if everything else 0), plan["fold"], head, gates, everything,

@@ -1,13 +1,19 @@
 """A trained model folder as one call: infrared picture and supports in, mask out.
 
 Everything a prediction needs lies in the folder that `tasks/train_meta.py` writes: config.json, the encoder, one expert
-per fold and the translators that make the other modalities. Legend: H x W pixels of the query, any size.
+per fold, the translators that make the other modalities, and the fuser where a fused picture is one of them. There is
+no visible picture here, so the fuser is given the translated RGB one. A model that learnt from, and was examined on,
+pictures fused from real visible ones ("fuse": {"visible": "visible"} in config.json) therefore sees others here than in
+its exam. Masks that come from files or from SAM do not travel; the fuser does without.
+
+Legend: H x W pixels of the query, any size.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,10 +24,13 @@ from torch import nn
 from models import GENERATORS, find
 from models.backbone import Features, load_encoder
 from models.errors import UsageError
+from models.fusers.base import Fuser, load_fuser
+from models.fusers.masks import MaskProvider
+from models.fusers.settings import MaskSettings
 from models.geometry import Canvas, as_image
 from models.segmenters.episodes import shown_features
 from models.segmenters.expert import Expert, stored_settings
-from models.views import Stream, encode, episode_mask
+from models.views import FUSED, Stream, encode, episode_mask
 
 
 def load_experts(folder: Path) -> tuple[dict, nn.Module, dict[int, Expert]]:
@@ -94,17 +103,41 @@ class Predictor:
         return encode(self.encoder, torch.stack([self.canvas.image(as_image(view)) for view in views]))
 
     def _layer(self, picture: np.ndarray, layer: str) -> np.ndarray:
-        """The picture itself, or its translation; the stand-in of a translated layer goes by the same translator."""
+        """The picture itself, its translation, or both in one; a stand-in goes by its layer's translator."""
         if layer == "infrared":
             return picture
+        if layer == FUSED:
+            return self._fused(picture)
         if not (self.folder / "translators" / layer).is_dir():
             raise UsageError(f"This model reads {layer} pictures and has no translator for them; retrain without them.")
         if layer not in self._translators:
             self._translators[layer] = find(GENERATORS, self.config["generator"]).load(
                 self.folder / "translators" / layer
             )
-        seed = int.from_bytes(blake2b(picture.tobytes(), digest_size=8).digest(), "big") >> 1
-        return self._translators[layer].translate([picture], [seed])[0]
+        return self._translators[layer].translate([picture], [_seed(picture)])[0]
+
+    def _fused(self, picture: np.ndarray) -> np.ndarray:
+        """With the translated layer that the model was trained with, or the RGB one in place of a real picture."""
+        told = self.config["fuse"]
+        visible = self._layer(picture, "rgb" if told["visible"] == "visible" else told["visible"])
+        aux = {"seeds": [_seed(picture)], **self._masks.aux(picture, visible)}
+        steps = {} if told["steps"] is None else {"steps": told["steps"]}
+        return self._fuser.pictures([picture], [visible], [aux | steps])[0]
+
+    @cached_property
+    def _fuser(self) -> Fuser:
+        return load_fuser(self.folder / "fuser").cpu()
+
+    @cached_property
+    def _masks(self) -> MaskProvider:
+        told = self.config["fuse"]["masks"]
+        if told["backend"] in ("file", "sam"):
+            return MaskProvider(MaskSettings())
+        return MaskProvider(MaskSettings(**{**told, "area": tuple(told["area"])}))
+
+
+def _seed(picture: np.ndarray) -> int:
+    return int.from_bytes(blake2b(picture.tobytes(), digest_size=8).digest(), "big") >> 1
 
 
 def _check(query: np.ndarray, supports: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:

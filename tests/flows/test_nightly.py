@@ -15,12 +15,14 @@ import pytest
 
 from flows.cli import main
 from flows.nightly import nightly
-from flows.recipes import named
+from flows.recipes import named, with_fused
 from models.errors import LeaseHeld
+from models.fusers.settings import FuserSettings
 from models.generators.settings import SOURCES
 from tasks import places, tracking
 from tasks.judge_pictures import DOMAINS
 from tasks.lease import lease
+from tasks.register import example_input, load
 from tasks.stage import ledger
 from tests.flows.conftest import living_in
 
@@ -142,3 +144,19 @@ def test_a_study_takes_the_pictures_of_the_night(night, capfd):
     assert main(["study", "mix", *asked]) == 0
     assert found["key"] in (again := capfd.readouterr().out) and "share_0.25" in again
     assert {done.name: done.reused for done in ledger()}["compare"]
+
+
+def test_a_night_with_a_fused_picture_has_one_more_stream(night):
+    plain = named("smoke")
+    meta = replace(plain.meta, steps=4, validate_every=2, validation=4)
+    recipe = with_fused(replace(plain, meta=meta), FuserSettings("maximum", visible="rgb"))
+    outcome = nightly(recipe)
+    assert set(outcome.scores["streams"]) == STREAMS | {"fused"}
+    stages = {stage.name: stage.reused for stage in outcome.stages}
+    assert list(stages)[4:7] == ["synthesise", "fit_fuser", "fuse"]
+    assert stages["synthesise"] and stages["train_base"] and not stages["fuse"] and not stages["train_meta"]
+    model = places.store().local(outcome.version.model)
+    assert (model / "fuser" / "config.json").is_file()
+    assert json.loads((model / "config.json").read_text())["fuse"]["visible"] == "rgb"
+    example = example_input(1)
+    assert load(outcome.version).predict(example)["mask"].shape == example["query"].shape

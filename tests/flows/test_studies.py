@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from flows.recipes import RECIPES, smoke
-from flows.studies import PLANS, SEEDS, STUDIES, ablation, mix, modalities, study
+from flows.recipes import RECIPES, smoke, with_fused
+from flows.studies import PLANS, SEEDS, STUDIES, ablation, fused, mix, modalities, study
 from models.errors import UsageError
+from models.fusers.settings import FuserSettings
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -48,7 +49,20 @@ def test_mix_and_modalities_change_one_thing_at_a_time():
     assert counts == [1, 2, 2, 3, 2, 4]
 
 
+def test_the_fused_picture_is_held_against_a_third_look_and_a_control():
+    made = fused(with_fused(smoke(), FuserSettings("average", visible="visible")), True)
+    layers = {v.name: [s.layer for s in v.meta.streams] for v in made.variants}
+    assert layers["without"] == ["infrared", "rgb"] and layers["replicated"] == ["infrared", "rgb", "infrared"]
+    assert layers["fused"] == layers["fused_maximum"] == layers["fused_visible"] == ["infrared", "rgb", "fused"]
+    how = {v.name: made.palettes[v.pictures].fuse for v in made.variants}
+    assert (how["fused"].fuser, how["fused"].visible) == ("average", "rgb"), "what the served model sees"
+    assert (how["fused_maximum"].fuser, how["fused_maximum"].visible) == ("maximum", "rgb")
+    assert (how["fused_visible"].fuser, how["fused_visible"].visible) == ("average", "visible")
+    assert "fused_visible" not in {v.name for v in fused(smoke(), False).variants}
+
+
 def test_an_unknown_study_is_named_with_the_right_ones(thermofuse_home, prefect_server):
-    with pytest.raises(UsageError, match=r"no study 'ablatoin'.*ablation, mix, modalities, degradation.*mean 'abl"):
+    known = "ablation, mix, modalities, fused, degradation"
+    with pytest.raises(UsageError, match=rf"no study 'ablatoin'.*{known}.*mean 'abl"):
         study("ablatoin", smoke(), SEEDS[:1])
-    assert STUDIES == ("ablation", "mix", "modalities", "degradation")
+    assert STUDIES == ("ablation", "mix", "modalities", "fused", "degradation")

@@ -11,7 +11,7 @@ import torch
 
 from models.frames import Frames, layer_name, png_bytes
 from models.geometry import Canvas, as_image
-from models.views import FeatureBank, Views, encode, episode_mask
+from models.views import FeatureBank, PseudoViews, Views, encode, episode_mask
 from tests.models.drawn import SIZE, drawn_frames, drawn_translations, tiny_encoder
 
 A, B, C = (("train-00000", "infrared"), ("train-00001", "infrared"), ("train-00000", "rgb"))
@@ -150,6 +150,15 @@ def test_pictures_come_from_the_stage_that_made_them(barn, tmp_path):
     assert views.picture("a", "rgb").shape == (4, 8, 3)
     assert [views.has("a", layer) for layer in ("infrared", "visible", "rgb", "rgb_lightness")] == [1, 0, 1, 0]
     assert not Views(barn).has("a", "rgb")
+
+
+def test_a_fused_picture_has_a_folder_of_its_own(barn, tmp_path):
+    (tmp_path / "apart" / "images").mkdir(parents=True)
+    (tmp_path / "apart" / layer_name("a", "fused")).write_bytes(png_bytes(LABEL * 7))
+    for made in (Views(barn, tmp_path, fused=tmp_path / "apart"), PseudoViews(barn, fused=tmp_path / "apart")):
+        assert made.has("a", "fused") and np.array_equal(made.picture("a", "fused"), LABEL * 7)
+    (tmp_path / layer_name("a", "fused")).write_bytes(png_bytes(LABEL))
+    assert not Views(barn, tmp_path).has("a", "fused"), "translations hold none"
 
 
 @pytest.mark.parametrize("policy, hidden", [("ignore", 255), ("background", 0), ("drop", 255)])

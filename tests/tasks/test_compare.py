@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from models.backbone import save_encoder
 from models.episode import EpisodeSettings, exam, to_rows
+from models.frames import Frames, layer_name
 from models.metrics import COLUMNS, COUNTS
 from models.segmenters import desk
 from models.segmenters.anchored import AnchoredSettings
@@ -58,7 +60,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def laboratory(folders):
-    return Laboratory({"variants": VARIANTS, "folds": FOLDS}, folders)
+    return Laboratory({"variants": VARIANTS, "folds": FOLDS, "fused": [False]}, folders)
 
 
 class Memory(dict):
@@ -103,7 +105,7 @@ def test_a_cell_holds_every_episode_of_its_seed_for_every_stream(laboratory):
 def test_what_is_remembered_changes_nothing(laboratory, folders, monkeypatch, variant):
     remembered = table(laboratory, (variant, 5))
     monkeypatch.setattr(Expert, "reads_evidence_alone", False)
-    long_way = table(Laboratory({"variants": VARIANTS, "folds": FOLDS}, folders), (variant, 5))
+    long_way = table(Laboratory({"variants": VARIANTS, "folds": FOLDS, "fused": [False]}, folders), (variant, 5))
     difference = (remembered[list(COUNTS)] - long_way[list(COUNTS)]).abs().to_numpy()
     assert difference.max() <= 3, "a pixel on the edge of the decision may fall either way"
     assert difference.mean() < 0.05
@@ -183,6 +185,21 @@ def test_a_cell_is_fitted_as_the_night_fits(folders, laboratory, monkeypatch, tm
     for fold, expert in night.items():
         other = cell[str(fold)].state_dict()
         assert all(torch.equal(value, other[name]) for name, value in expert.state_dict().items())
+
+
+def test_a_fused_picture_comes_from_the_folder_of_its_own_set(folders, tmp_path):
+    """Two sets of pictures, of which the second has fused ones: here the visible pictures themselves."""
+    shown = Frames.open(folders[0])
+    (tmp_path / "images").mkdir()
+    for id in shown.ids():
+        shutil.copy(shown.path(id, "visible"), tmp_path / layer_name(id, "fused"))
+    streams = {layer: (Stream("infrared", "infrared"), Stream("third", layer)) for layer in ("fused", "visible")}
+    variants = tuple(Variant(name, "", replace(META, streams=streams[name]), 1) for name in streams)
+    made = Laboratory({"variants": variants, "folds": FOLDS, "fused": [False, True]},
+                      [*folders, *folders[3:], tmp_path])
+    fused, visible = (made([{"id": f"{n}", "variant": n, "seed": 5}], Memory())[0]["exam"] for n in (0, 1))
+    assert fused == visible
+    assert made._desk(VARIANTS[0], 5).bank.views.fused is None and made._desk(variants[0], 5).bank.views.fused
 
 
 def test_training_moves_the_learners(folders, laboratory):

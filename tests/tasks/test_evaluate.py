@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from models.backbone import save_encoder
 from models.episode import EpisodeKey, EpisodeSettings, class_index, exam, to_rows
 from models.errors import UsageError
-from models.frames import read_png
+from models.frames import layer_name, read_png
 from models.generators.settings import TranslateSettings
 from models.generators.thermal import ThermalColour
 from models.metrics import COLUMNS, COUNTS, episode_counts
@@ -154,6 +155,20 @@ def test_the_counts_are_those_of_the_masks_at_the_frames_own_size(folders, rows,
     assert {name: shown[name] for name in ("episode", "fold", "label", "query")} == {
         name: row[name] for name in ("episode", "fold", "label", "query")
     }
+
+
+def test_a_fused_stream_reads_the_fourth_folder(folders, rows, tmp_path):
+    """A model that calls its second stream's layer fused, and fused pictures that are the translations."""
+    frames, parts = folders
+    shutil.copytree(parts[2], tmp_path / "model")
+    config = json.loads((parts[2] / "config.json").read_text())
+    config["streams"][1]["layer"] = "fused"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "images").mkdir()
+    for id in frames.ids("test"):
+        shutil.copy(parts[1] / layer_name(id, "rgb"), tmp_path / layer_name(id, "fused"))
+    made = Examiner({"cache_gb": 1.0}, [*parts[:2], tmp_path / "model", tmp_path])
+    assert made(rows, Kept()) == Examiner({"cache_gb": 1.0}, parts)(rows, Kept())
 
 
 def test_streams_disagree_where_learners_have_moved(answers):

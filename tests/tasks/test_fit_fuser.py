@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from models.errors import UsageError
-from models.frames import Frames
+from models.frames import Frames, png_bytes
 from models.fusers.base import load_fuser
 from models.fusers.settings import FuserSettings, MaskSettings
+from models.views import Views
 from tasks import fit_fuser as stage
 from tasks import places
 from tasks.fanout import Compute
@@ -70,7 +71,7 @@ def test_only_training_pairs_are_read(frames, settings, monkeypatch):
     opened = Frames.open(places.store().local(frames))
     read, path = set(), opened.path
     monkeypatch.setattr(opened, "path", lambda id, layer: (read.add((opened.split(id), layer)), path(id, layer))[1])
-    draw = stage.PairCrops(opened, stage.FuserJob(settings))
+    draw = stage.PairCrops(Views(opened), stage.FuserJob(settings))
     for seed in range(4):
         batch = draw(np.random.default_rng(seed))
     assert batch.infrared.shape == (2, 1, 32, 32) and batch.visible.shape == (2, 3, 32, 32)
@@ -83,7 +84,7 @@ def test_novel_classes_are_unknown_pixels(frames):
     opened = Frames.open(places.store().local(frames))
     batches = {}
     for folds in ((), (0,)):
-        draw = stage.PairCrops(opened, stage.FuserJob(SEGMIF, folds))
+        draw = stage.PairCrops(Views(opened), stage.FuserJob(SEGMIF, folds))
         batches[folds] = draw(np.random.default_rng(0))
     assert set(batches[()].label.unique().tolist()) == {0, 1}
     assert set(batches[(0,)].label.unique().tolist()) == {0, 255}
@@ -97,13 +98,11 @@ def test_masks_come_with_the_pairs(frames, tmp_path):
         for id in opened.ids("train"):
             (tmp_path / part / f"{id}.png").write_bytes(_png(value))
     settings = replace(SGDFUSE, masks=MaskSettings("file", folder=str(tmp_path)))
-    batch = stage.PairCrops(opened, stage.FuserJob(settings))(np.random.default_rng(0))
+    batch = stage.PairCrops(Views(opened), stage.FuserJob(settings))(np.random.default_rng(0))
     assert (batch.mask_infrared == 1).all() and (batch.mask_visible == 0).all()
 
 
 def _png(value: int) -> bytes:
-    from models.frames import png_bytes
-
     return png_bytes(np.full((40, 48), value, np.uint8))
 
 
@@ -123,6 +122,24 @@ def test_without_pairs_it_says_so(thermofuse_home, drop, settings, words):
     frames = commit_frames(drop=drop)
     with pytest.raises(UsageError, match=words):
         stage.fit_fuser(frames, settings, (), Compute())
+
+
+def test_where_nothing_visible_is_real_the_translated_serves(thermofuse_home, tmp_path, monkeypatch):
+    frames, asked = commit_frames(drop=["visible"], size=(40, 48)), []
+    draft = places.store().draft("synthetic", "c" * 16)
+    for n in range(2):
+        draft.write(f"images/f{n}.rgb.png", png_bytes(np.full((40, 48, 3), 90, np.uint8)))
+    synthetic = draft.commit(None, {})
+    monkeypatch.setattr(stage, "fit", lambda loop, kind, inputs, job, *_: asked.append((inputs, job)))
+    wanted = replace(SGDFUSE, visible="rgb")
+    stage.fit_fuser(frames, wanted, (), Compute(), synthetic)
+    stage.fit_fuser(commit_frames(size=(40, 48), digest="b" * 16), wanted, (), Compute(), synthetic)
+    assert [(len(inputs), job.layer) for inputs, job in asked] == [(2, "rgb"), (1, "visible")]
+    views = Views(Frames.open(places.store().local(frames)), places.store().local(synthetic))
+    batch = stage.PairCrops(views, asked[0][1])(np.random.default_rng(0))
+    assert (batch.visible * 255).round().unique().tolist() == [90]
+    with pytest.raises(UsageError, match="no train frames with infrared and lightness;"):
+        stage.fit_fuser(frames, replace(SGDFUSE, visible="lightness"), (), Compute(), synthetic)
 
 
 def test_arguments_that_a_fuser_does_not_have_are_told(frames):

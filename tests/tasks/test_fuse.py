@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -17,7 +19,8 @@ from models.fusers.settings import FuserSettings, MaskSettings
 from tasks import places
 from tasks.fanout import Compute
 from tasks.fit_fuser import fit_fuser
-from tasks.fuse import Fuse, fuse, fuse_folder, pairs
+from tasks.fuse import Fuse, fuse, fuse_again, fuse_by, fuse_folder, fuse_night, pairs
+from tasks.store import digest_of
 from tests.models.fusers.small import small
 from tests.tasks.test_fit_translators import commit_frames
 
@@ -40,7 +43,7 @@ def noisy(thermofuse_home, tmp_path):
 
 
 def worker(frames, fuser, **changes) -> Fuse:
-    told = {"seed": 0, "visible": "visible", "masks": MaskSettings(), **changes}
+    told = {"seed": 0, "visible": "visible", "steps": None, "masks": MaskSettings(), **changes}
     return Fuse(told, [places.store().local(ref) for ref in (frames, fuser)])
 
 
@@ -86,7 +89,7 @@ def test_masks_from_files_reach_the_fuser(frames, noisy, tmp_path):
 def test_translated_visible_pictures_serve_as_well(frames, noisy, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/f2.rgb.png").write_bytes(png_bytes(np.full((48, 56, 3), 90, np.uint8)))
-    told = {"seed": 0, "visible": "rgb", "masks": MaskSettings()}
+    told = {"seed": 0, "visible": "rgb", "steps": None, "masks": MaskSettings()}
     made = Fuse(told, [*(places.store().local(ref) for ref in (frames, noisy)), tmp_path])
     rows = made(shard(2), places.store().draft("fused", "c" * 16))
     assert rows[0]["fused"] == "images/f2.fused.png"
@@ -111,6 +114,85 @@ def test_the_whole_stage(ray_local, frames):
     assert (ref.kind, ref.count) == ("fused", 2)
     assert set(METRICS) < set(places.store().rows(ref))
     assert fuse(frames, fuser, SETTINGS, Compute(actors=2, shard_size=2)) == ref
+
+
+def test_steps_may_be_chosen_when_fusing(frames, noisy):
+    drafts = [places.store().draft("fused", letter * 16) for letter in "de"]
+    for draft, steps in zip(drafts, (0, 2), strict=True):
+        worker(frames, noisy, steps=steps)(shard(0), draft)
+    assert drafts[0].files["images/f0.fused.png"] != drafts[1].files["images/f0.fused.png"]
+
+
+@pytest.fixture
+def translated(frames):
+    """Translations of the first two frames."""
+    draft, rows = places.store().draft("synthetic", "e" * 16), []
+    for n in range(2):
+        draft.write(f"images/f{n}.rgb.png", png_bytes(np.full((48, 56, 3), 90, np.uint8)))
+        rows.append({"id": f"f{n}", "split": SPLITS[n], "rgb": f"images/f{n}.rgb.png"})
+    return draft.commit(pd.DataFrame(rows), {})
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Fan-outs run in this process."""
+    def in_process(worker, rows, settings, compute, *, kind, inputs, code, **_):
+        store = places.store()
+        draft = store.draft(kind, digest_of(kind, inputs, {"settings": settings, "rows": rows, "extra": None}, code))
+        return draft.commit(pd.DataFrame(worker(settings, [store.local(x) for x in inputs])(rows, draft)), {})
+
+    monkeypatch.setattr("tasks.fuse.fan_out", in_process)
+    monkeypatch.setattr("tasks.cells.fan_out", lambda worker, rows, given, *_, **__: worker(given, [])(rows, None))
+
+
+def test_a_night_fuses_what_its_recipe_asks_for(here, frames, translated):
+    assert fuse_night(frames, translated, None, (), Compute()) is None
+    store, pictures = places.store(), {}
+    for visible in ("visible", "rgb"):
+        made = fuse_night(frames, translated, replace(SETTINGS, visible=visible), (), Compute())
+        assert made.fuser.kind == "fuser" and store.rows(made.pictures)["id"].tolist() == ["f0", "f1"]
+        pictures[visible] = read_png(store.local(made.pictures) / "images/f0.fused.png")
+    infrared = read_png(store.local(frames) / "images/f0.infrared.png").astype(float)
+    assert np.abs(pictures["rgb"].mean(-1) - (infrared + 90) / 2).max() <= 1
+    assert not np.array_equal(pictures["visible"], pictures["rgb"])
+
+
+def test_a_model_fuses_again_with_the_fuser_it_came_with(here, frames, noisy, translated, tmp_path):
+    store = places.store()
+    draft = store.draft("model", "0" * 16)
+    (tmp_path / "whole").mkdir()
+    shutil.copytree(store.local(noisy), tmp_path / "whole" / "fuser")
+    told = {"visible": "rgb", "steps": 1, "seed": 3, "masks": asdict(MaskSettings("levels", stability=0.5))}
+    (tmp_path / "whole" / "config.json").write_text(json.dumps({"fuse": told}))
+    draft.upload(tmp_path / "whole")
+    model = draft.commit(None, {}, count=1)
+    again = fuse_again(frames, model, translated, Compute())
+    assert store.rows(again.pictures)["id"].tolist() == ["f1"], "the test split alone"
+    masks = MaskSettings("levels", stability=0.5)
+    before = fuse(frames, noisy, replace(SETTINGS, visible="rgb", steps=1, seed=3, masks=masks), Compute(), translated)
+    name = "images/f1.fused.png"
+    assert store.manifest(again.pictures)["files"][name] == store.manifest(before)["files"][name]
+    (tmp_path / "config.json").write_text("{}")
+    bare = store.draft("model", "1" * 16)
+    bare.write("config.json", b'{"generator": "thermal"}')
+    assert fuse_again(frames, bare.commit(None, {}, count=1), translated, Compute()) is None
+
+
+def test_side_by_side_gives_what_a_fan_out_gives(here, frames, noisy):
+    control = fit_fuser(frames, SETTINGS, (), Compute())
+    settings = {"mean": SETTINGS, "noise": replace(SETTINGS, seed=1, splits=("test",))}
+    made = fuse_by(frames, {"mean": control, "noise": noisy}, settings, Compute())
+    assert made["mean"] == fuse(frames, control, SETTINGS, Compute())
+    store = places.store()
+    assert store.rows(made["noise"])["id"].tolist() == ["f1"] and set(METRICS) < set(store.rows(made["noise"]))
+    assert made["noise"].digest == fuse(frames, noisy, settings["noise"], Compute()).digest
+
+
+def test_side_by_side_on_ray(ray_local, frames):
+    control = fit_fuser(frames, SETTINGS, (), Compute())
+    made = fuse_by(frames, {"mean": control}, {"mean": SETTINGS}, Compute(actors=1))
+    assert made["mean"].count == 2 and set(METRICS) < set(places.store().rows(made["mean"]))
+    assert fuse(frames, control, SETTINGS, Compute(actors=1)) == made["mean"], "the fan-out finds it"
 
 
 def write_pairs(folder, size=(44, 50)):

@@ -74,3 +74,9 @@ def test_files_and_runs_of_a_study(table, thermofuse_home, mlflow_uri):
     assert "over_control" not in children["control"].data.metrics
     assert {r.path for r in client.list_artifacts(run.id, "study")} == {"study/" + n for n in
                                                                        ("table.parquet", "table.md", "chart.png")}
+
+
+def test_a_study_may_bring_its_own_text_and_more_pictures(table, thermofuse_home, mlflow_uri):
+    with tracking.night_run("study", "key", {"a": 1}) as run:
+        report = write_study("fusers", None, "key", table, (), b"chart", run, "| own |\n", {"scenes": b"sheet"})
+    assert Path(report["table.md"]).read_text() == "| own |\n" and Path(report["scenes"]).read_bytes() == b"sheet"

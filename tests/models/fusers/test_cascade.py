@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models.errors import UsageError
-from models.fusers.cascade import Cascade
+from models.fusers.cascade import Alone, Cascade
 from models.fusers.colour import luminance, recolour
+from models.fusers.losses import complement_loss
 from models.fusers.segmentation_metrics import confusion, mean_iou
 from models.fusers.settings import FuserSettings
 from models.fusers.training import Pairs
@@ -79,6 +80,27 @@ def test_every_weighting_and_objective_steps(weighting, objective):
     assert all(torch.isfinite(value) for row in losses for value in row.values())
 
 
+def test_alone_the_segmentation_network_learns_from_the_picture_that_is_given():
+    made = Alone(BRIEF, small("segmif"))
+    grey = pairs()._replace(visible=pairs().infrared)
+    assert moved(made.model, lambda: made.iterate(grey, 1)) == {"segmentation"}
+    torch.manual_seed(0)
+    twin = cascade()
+    torch.manual_seed(1)
+    twin.model.segmentation.train()
+    expected = twin.segmentation_loss(pairs().visible, pairs())
+    torch.manual_seed(1)
+    assert torch.equal(Alone(BRIEF, small("segmif", fold=2)).iterate(pairs(), 0)["segmentation"], expected)
+
+
+def test_what_each_source_lacks_may_weigh_in():
+    batch = pairs()
+    plain, more = (cascade(objective="maximum", complement_weight=w) for w in (0.0, 0.5))
+    fused = (batch.infrared + luminance(batch.visible)) / 2
+    gap = more.fusion_loss(fused, batch) - plain.fusion_loss(fused, batch)
+    assert gap == pytest.approx(0.5 * float(complement_loss(fused, batch.infrared, luminance(batch.visible))), abs=1e-5)
+
+
 def test_training_and_testing_see_the_same_picture():
     made = cascade()
     batch = pairs()
@@ -128,7 +150,7 @@ def test_four_scenes_are_learnt_by_heart():
     """64 x 64 pixels, width 16, 150 steps: L_f below 0.02 and mIoU above 0.9."""
     torch.manual_seed(0)
     settings = FuserSettings(iterations=150, rate_fusion=5e-3, rate_segmentation=4e-3, head_factor=2.0)
-    made = Cascade(settings, small("segmif", residual=True, growth=8))
+    made = Cascade(settings, small("segmif", anchor="mean", growth=8))
     batch = Pairs(*drawn_pairs(4, 64))
     for step in range(settings.iterations):
         losses = made.iterate(batch, step)

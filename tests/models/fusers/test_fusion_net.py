@@ -58,9 +58,11 @@ def test_semantics_change_the_picture_and_their_absence_is_learnt():
     assert module.unknown.grad is not None and module.enter[0].weight.grad is None
 
 
-def test_a_residual_start_is_the_mean_of_the_pair():
+def test_an_anchored_start_is_the_mean_or_the_brightest_of_the_pair():
     infrared, visible, semantics = inputs()
-    assert torch.equal(net(residual=True, fold=2)(infrared, visible, semantics), (infrared + visible) / 2)
+    assert torch.equal(net(anchor="mean", fold=2)(infrared, visible, semantics), (infrared + visible) / 2)
+    brightest = net(anchor="brightest")(infrared, visible, semantics)
+    assert torch.equal(brightest, torch.maximum(infrared, visible))
 
 
 def test_swapping_the_pair_matters():

@@ -7,7 +7,16 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from models.fusers.filters import edges
-from models.fusers.losses import masked_losses, masked_mean, maximum_loss, ssim, target_loss, warm_up_loss
+from models.fusers.losses import (
+    complement_loss,
+    masked_losses,
+    masked_mean,
+    maximum_loss,
+    ssim,
+    target_loss,
+    warm_up_loss,
+)
+from models.fusers.metrics import fusion_metrics
 
 
 def pictures(count: int = 3) -> torch.Tensor:
@@ -74,3 +83,19 @@ def test_infrared_has_the_say_where_both_masks_are():
     ones = torch.ones_like(infrared)
     same = masked_losses(infrared, infrared, infrared, visible, ones, ones)
     assert same["intensity"].abs().max() < 1e-6
+
+
+def test_the_complement_is_the_metric_turned_round():
+    torch.manual_seed(0)
+    infrared, visible, fused = (torch.randint(0, 256, (3, 1, 48, 48)) for _ in range(3))
+    trio = [x[:, 0].byte() for x in (infrared, visible, fused)]
+    scd = fusion_metrics(*trio, names=("SCD",))["SCD"].mean()
+    loss = complement_loss(*(x / 255 for x in (fused, infrared, visible)))
+    assert loss == pytest.approx(1 - float(scd) / 2, abs=1e-4)
+
+
+def test_a_constant_crop_has_no_complement_and_no_nan():
+    flat = torch.zeros(2, 1, 16, 16, requires_grad=True)
+    loss = complement_loss(flat, torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))
+    loss.backward()
+    assert loss == 1 and torch.isfinite(flat.grad).all()

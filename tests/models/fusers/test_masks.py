@@ -148,8 +148,40 @@ def test_files_and_nothing(tmp_path):
     assert not any(mask.any() for mask in MaskProvider(RULE).masks(infrared, visible))
 
 
+def test_levels_need_no_weights_and_find_what_stands_out(tmp_path):
+    infrared, _, where = scene()
+    visible = np.repeat((np.where(where, 200, 60)[..., None]).astype(np.uint8), 3, -1)
+    provider = MaskProvider(replace(RULE, backend="levels", stability=0.5), tmp_path)
+    masks = provider.masks(infrared, visible)
+    assert iou(masks[0], where) > 0.9 and masks[1][where].any()
+    assert len(list(tmp_path.glob("*.png"))) == 2 and not list(tmp_path.glob("*.[0-9]*"))
+
+
+def test_finished_masks_are_grown_shrunk_or_emptied_from_one_cache(tmp_path):
+    infrared, visible, _ = scene()
+    levels = replace(RULE, backend="levels", stability=0.5)
+    plain = MaskProvider(levels, tmp_path).masks(infrared, visible)[0] > 0
+    kept = len(list(tmp_path.iterdir()))
+    grown, shrunk = (
+        MaskProvider(replace(levels, grow=n), tmp_path).masks(infrared, visible)[0] > 0 for n in (3, -3)
+    )
+    assert (plain <= grown).all() and grown.sum() > plain.sum() > shrunk.sum() > 0 and (shrunk <= plain).all()
+    for drop, left in (("infrared", [0, 1]), ("visible", [1, 0]), ("both", [0, 0])):
+        masks = MaskProvider(replace(levels, drop=drop), tmp_path).masks(infrared, visible)
+        assert [int(mask.any()) for mask in masks] == left
+    assert len(list(tmp_path.iterdir())) == kept, "the cache holds what was found, not what was made of it"
+
+
+def test_masks_stand_beside_a_pair_by_name():
+    infrared, visible, _ = scene()
+    assert MaskProvider(RULE).aux(infrared, visible) == {}
+    aux = MaskProvider(replace(RULE, backend="levels", stability=0.5)).aux(infrared, visible)
+    assert set(aux) == {"mask_infrared", "mask_visible"} and aux["mask_infrared"].dtype == np.uint8
+
+
 @pytest.mark.parametrize(("settings", "words"), [
-    (MaskSettings("sams"), "none, file, sam"),
+    (MaskSettings("sams"), "none, file, levels, sam"),
+    (MaskSettings(drop="all"), "drop 'all'; choose one of infrared, visible, both"),
     (MaskSettings(mode="hard"), "soft, binary, union"),
     (MaskSettings("file"), "no folder None"),
     (MaskSettings("sam", checkpoint="absent.pth"), r"no checkpoint absent\.pth; .* vit_b"),

@@ -50,7 +50,7 @@ def test_the_semantic_branch_looks_at_what_it_is_told_to():
 
 @pytest.mark.parametrize("changes", [
     {"fold": 1, "norm": "sum", "native": False}, {"paths": ("semantic",)}, {"paths": ("modal",)}, {"semantics": "none"},
-    {"encoder": "test_resnet"}, {"residual": True},
+    {"encoder": "test_resnet"}, {"anchor": "mean"}, {"anchor": "brightest"},
 ])  # fmt: skip
 @torch.no_grad()
 def test_every_variant_fuses_and_is_saved_whole(changes, tmp_path):
@@ -80,11 +80,16 @@ def test_half_precision_is_finite_at_the_sizes_of_use():
 
 
 def test_export_rounds_once_and_does_not_stretch():
-    fuser = small("segmif", residual=True)  # says the mean of the pair
+    fuser = small("segmif", anchor="mean")  # says the mean of the pair
     grey = np.full((40, 40), 101, np.uint8)
     colour = np.full((40, 40, 3), 120, np.uint8)
     (picture,) = fuser.pictures([grey], [colour])
     assert set(np.unique(picture)) <= {110, 111}
+
+
+def test_unknown_anchors_are_told():
+    with pytest.raises(UsageError, match="no anchor 'median'; choose one of none, mean, brightest"):
+        small("segmif", anchor="median")
 
 
 def test_unknown_semantics_are_told():

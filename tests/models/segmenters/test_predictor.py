@@ -15,16 +15,20 @@ from models.backbone import save_encoder
 from models.episode import EpisodeKey
 from models.errors import UsageError
 from models.frames import layer_name, png_bytes
+from models.fusers.base import load_fuser
+from models.fusers.masks import MaskProvider
+from models.fusers.settings import FuserSettings, MaskSettings
 from models.generators.thermal import ThermalColour
 from models.geometry import Canvas
 from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.episodes import gather
 from models.segmenters.expert import Expert, ExpertSettings
 from models.segmenters.lessons import Best, MetaSettings
-from models.segmenters.predictor import Predictor, load_experts
-from models.views import FeatureBank, Views
+from models.segmenters.predictor import Predictor, _seed, load_experts
+from models.views import STREAMS, FeatureBank, Stream, Views
 from tasks.train_meta import MetaJob, save_model
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, tiny_encoder
+from tests.models.fusers.small import small
 
 
 class Noise:
@@ -187,6 +191,49 @@ def test_a_missing_translator_is_told(folder, shown, tmp_path):
     shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("translators"))
     with pytest.raises(UsageError, match="reads rgb pictures and has no translator"):
         Predictor(tmp_path / "model").predict(*shown)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory, frames) -> Path:
+    """A model whose third stream is fused, by SGDFuse with masks, from the translated picture."""
+    folders = [tmp_path_factory.mktemp(name) for name in "abcdefgh"]
+    save_encoder(folders[3], ENCODER)
+    ThermalColour.fit("rgb", [], []).save(folders[5] / "rgb")
+    small("sgdfuse", head="eps").save(folders[7])
+    torch.manual_seed(0)
+    settings = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=8))
+    expert = Expert(tiny_encoder().channels, frames.base(0), 3, settings)
+    for learner in expert.ensemble.learners:
+        nn.init.normal_(learner.correct.out.weight)
+    meta = MetaSettings(size=SIZE, expert=settings, streams=(*STREAMS, Stream("fused", "fused")))
+    fuse = FuserSettings("sgdfuse", visible="rgb", masks=MaskSettings("levels", stability=0.5))
+    experts, folder = nn.ModuleDict({"0": expert}), tmp_path_factory.mktemp("three")
+    save_model(folder, experts, frames, MetaJob(meta, (0,), "thermal", fuse), folders, Best(experts))
+    return folder
+
+
+def test_a_fused_stream_is_fused_from_the_translation(three, shown):
+    made, fuser = Predictor(three), load_fuser(three / "fuser")
+    translated = made._layer(shown[0], "rgb")
+    aux = MaskProvider(MaskSettings("levels", stability=0.5)).aux(shown[0], translated)
+    expected = fuser.pictures([shown[0]], [translated], [{"seeds": [_seed(shown[0])], **aux}])[0]
+    assert np.array_equal(made._layer(shown[0], "fused"), expected)
+    answers = [Predictor(three).predict(*shown, fold=0)[1] for _ in range(2)]
+    assert np.array_equal(*answers) and answers[0].shape == shown[0].shape
+
+
+def test_without_the_picture_it_learnt_from_a_fused_stream_goes_on(three, shown, tmp_path):
+    """Masks of files and real visible pictures do not exist here; the RGB picture and no masks take their place."""
+    shutil.copytree(three, tmp_path / "model")
+    config = json.loads((three / "config.json").read_text())
+    config["fuse"] |= {"visible": "visible", "steps": 1}
+    config["fuse"]["masks"] |= {"backend": "file", "folder": "elsewhere"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    made = Predictor(tmp_path / "model")
+    told = {"seeds": [_seed(shown[0])], "steps": 1}
+    expected = load_fuser(three / "fuser").pictures([shown[0]], [made._layer(shown[0], "rgb")], [told])[0]
+    assert np.array_equal(made._layer(shown[0], "fused"), expected)
+    assert made.predict(*shown)[0].shape == shown[0].shape
 
 
 def test_the_folder_says_what_it_holds(folder, frames):
