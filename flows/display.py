@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import importlib.util
 import logging
 import os
 import sys
@@ -12,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.catalogue import STUDIES, recipes
 from models import DATASETS, FUSERS, GENERATORS, SEGMENTERS
 
 if TYPE_CHECKING:
@@ -66,8 +65,8 @@ def tables(console: Console) -> None:
     """The tables of contents."""
     from rich.markup import escape
 
-    groups = {"Recipes": recipes(), "Datasets": DATASETS, "Generators": GENERATORS, "Fusers": FUSERS,
-              "Segmenters": SEGMENTERS}
+    groups = {"Recipes": recipes(), "Studies": STUDIES, "Datasets": DATASETS, "Generators": GENERATORS,
+              "Fusers": FUSERS, "Segmenters": SEGMENTERS}
     for kind, names in groups.items():
         console.print(kind, style="bold")
         for name, about in names.items():
@@ -119,30 +118,6 @@ def fused(console: Console, table: Any, out: Path) -> None:
         console.print(words, soft_wrap=True, highlight=False, markup=False)
     for row in table[table["error"].notna()].to_dict("records"):
         console.print(f"{row['name']}: {row['error']}", style="red", soft_wrap=True, highlight=False, markup=False)
-
-
-def recipes() -> dict[str, str]:
-    """Name -> first line of its documentation, read from the source: importing the recipes would import torch."""
-    origin = importlib.util.find_spec("flows.recipes").origin
-    return read_recipes(Path(origin).read_text(encoding="utf-8"))
-
-
-def read_recipes(source: str) -> dict[str, str]:
-    """The keys of the dict literal RECIPES in a module's source, each with the docstring of the function behind it."""
-    body = ast.parse(source).body
-    about = {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef)}
-    for node in body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == "RECIPES" for target in targets):
-            pairs = zip(node.value.keys, node.value.values, strict=True)
-            return {key.value: about.get(_called(value), "").partition("\n")[0] for key, value in pairs}
-    return {}
-
-
-def _called(value: ast.expr) -> str:
-    value = value.body if isinstance(value, ast.Lambda) else value
-    value = value.func if isinstance(value, ast.Call) else value
-    return value.id if isinstance(value, ast.Name) else ""
 
 
 def _scores(scores: dict[str, Any], intervals: bool) -> Any:

@@ -107,6 +107,16 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
     })
 
 
+def toy_foundation() -> GeneralisedRecipe:
+    """The toy world's own text-to-image pipeline and SAM, fitted from scratch."""
+    return toy("toy-foundation", steps=())
+
+
+def toy_gfss() -> GeneralisedRecipe:
+    """Toy scenes, one fold of three novel classes, one shot: what each step of Syn4Seg is worth."""
+    return toy("toy-gfss")
+
+
 def published(dataset: str, shots: int, size: tuple[int, int]) -> GeneralisedRecipe:
     """The paper's arm, for GPUs: SD3.5 and SAM ViT-H (arXiv 2603.27206); its own hyper-parameters are not public."""
     return GeneralisedRecipe(
@@ -126,21 +136,22 @@ def published(dataset: str, shots: int, size: tuple[int, int]) -> GeneralisedRec
 
 
 GENERALISED = {
-    "toy-foundation": lambda: toy("toy-foundation", steps=()),
-    "toy-gfss": lambda: toy("toy-gfss"),
+    "toy-gfss": toy_gfss,
     "voc-gfss-1shot": lambda: published("voc", 1, (480, 480)),
     "voc-gfss-5shot": lambda: published("voc", 5, (480, 480)),
     "coco-gfss-1shot": lambda: published("coco", 1, (480, 480)),
     "coco-gfss-5shot": lambda: published("coco", 5, (480, 480)),
 }
+FOUNDATIONS = {"toy-foundation": toy_foundation}
 
 
 def named(recipe: GeneralisedRecipe | str) -> GeneralisedRecipe:
     """The recipe itself, or the one of that name. Raises UsageError that lists the names."""
     if isinstance(recipe, GeneralisedRecipe):
         return recipe
-    if recipe not in GENERALISED:
-        close = get_close_matches(recipe, GENERALISED, n=1)
+    known, name = FOUNDATIONS | GENERALISED, getattr(recipe, "name", recipe)
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"There is no recipe {recipe!r}; choose one of {', '.join(GENERALISED)}.{hint}")
-    return GENERALISED[recipe]()
+        raise UsageError(f"There is no recipe {name!r}; choose one of {', '.join(known)}.{hint}")
+    return known[name]()
