@@ -75,6 +75,8 @@ def tables(console: Console) -> None:
 
 def outcome(console: Console, found: dict[str, Any]) -> None:
     """A night (`Outcome.as_dict()`): the verdict, the scores, what the stages cost, and where the report lies."""
+    if "verdict" not in found:
+        return generalised(console, found)
     verdict = found["verdict"]
     console.print(f"[dim]{found['recipe']}  {found['run_key']}", highlight=False)
     style = "bold green" if verdict["promoted"] else "bold"
@@ -88,22 +90,54 @@ def outcome(console: Console, found: dict[str, Any]) -> None:
             console.print(found["report"][name], style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
+def generalised(console: Console, found: dict[str, Any]) -> None:
+    """A generalised night (`GeneralisedOutcome.as_dict()`): its steps, what they cost, where models and report lie."""
+    console.print(f"[dim]{found['recipe']}  {found['run_key']}", highlight=False)
+    if found["scores"]:
+        console.print(_steps(found["scores"]["rows"]))
+    console.print(_stages(found["stages"]))
+    for path in [*found["models"].values(), *(found["report"].get(name) for name in ("report", "drawn", "labels"))]:
+        if path:
+            console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+
+def _steps(rows: list[dict[str, Any]]) -> Any:
+    """Base, novel and harmonic mIoU of each step, with intervals where there are any, and the share of the gap."""
+    table = _table("mIoU, points", "base", "novel", "harmonic", "over supports", "over previous", "gap closed")
+    for row in rows:
+        scores = (f"{row[name]:.1f}" + _ends(row, name) for name in ("base", "novel", "harmonic"))
+        closed = "–" if row["closed"] is None else f"{row['closed']:.0f} %"
+        table.add_row(row["row"], *scores, _gain(row, "supports"), _gain(row, "previous"), closed)
+    return table
+
+
+def _ends(row: dict[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None else f" [dim]{low:.1f}–{high:.1f}[/]"
+
+
 def study(console: Console, found: dict[str, Any]) -> None:
     """A study (`StudyOutcome.as_dict()`): its rows with intervals and gains, and where the files lie."""
     console.print(f"[dim]{found['study']}  {found['key']}", highlight=False)
+    console.print(_steps(found["rows"]) if "novel" in found["rows"][0] else _variants(found))
+    for path in found["report"].values():
+        console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+
+def _variants(found: dict[str, Any]) -> Any:
     table = _table("mIoU, points", "", *(f"over {name}" for name in found["references"]))
     for row in found["rows"]:
         gains = [_gain(row, name) for name in found["references"]]
         table.add_row(row["row"], f"{row['miou']:.1f}  [dim]{row['low']:.1f}–{row['high']:.1f}[/]", *gains)
-    console.print(table)
-    for path in found["report"].values():
-        console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
+    return table
 
 
 def _gain(row: dict[str, Any], reference: str) -> str:
     value, low, high = (row[f"over_{reference}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return "–"
+    if low is None:
+        return f"{value:+.1f}"
     style = "bold" if low > 0 else "not bold"
     return f"[{style}]{value:+.1f}[/] [dim]{low:+.1f}–{high:+.1f}[/]"
 

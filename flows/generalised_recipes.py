@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
+from flows.catalogue import SEEDS
 from models.backbone import EncoderSettings
 from models.boundary import BoundarySettings
 from models.errors import UsageError
@@ -12,11 +13,12 @@ from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
-from models.labelling import LabelSettings
+from models.labelling import LAST, LabelSettings
 from models.prototypes import SYN4SEG
 from models.relabel import RelabelSettings
 from models.segmenters.generalised import JointSettings
 from models.small_sam import SmallSAMSettings
+from tasks.compare_generalised import Course
 from tasks.fanout import Compute
 from tasks.fit_foundation import FoundationSettings
 from tasks.imagine import ImagineSettings
@@ -26,35 +28,22 @@ from tasks.propose import ProposeSettings
 from tasks.shots import ShotSettings
 from tasks.train_generalised import GeneralisedSettings
 
-
-@dataclass(frozen=True)
-class Step:
-    """One row of the study. proposer: whose prompts the pictures are made of. upto: how far labels go ("predict",
-    "ape", "sabr"), "" for no synthetic pictures at all. truth: real masks of all training frames, the ceiling."""
-
-    name: str
-    proposer: str = "grammar"
-    upto: str = ""
-    truth: bool = False
-
-    @property
-    def labelled(self) -> bool:
-        return bool(self.upto)
-
-
 STEPS = (
-    Step("supports"),
-    Step("+ names", "names", "predict"),
-    Step("+ HDIG", "grammar", "predict"),
-    Step("+ APE", "grammar", "ape"),
-    Step("+ SABR", "grammar", "sabr"),
-    Step("real masks", truth=True),
+    Course("supports", "K supports of each novel class, nothing else"),
+    Course("names", "+ pictures of the class names alone, labels as predicted", "names", "predict"),
+    Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict"),
+    Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape"),
+    Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr"),
+    Course("real_masks", "real frames with their real masks in place of synthetic ones: the ceiling", truth=True),
 )
 
 
 @dataclass(frozen=True)
 class GeneralisedRecipe:
-    """One study. `about` says source, cost and what to expect. foundation: None where published weights are named."""
+    """One night. `about` says source, cost and what to expect. foundation: None where published weights are named.
+
+    shots.seeds: of the run; a study takes its own.
+    """
 
     name: str
     about: str = ""
@@ -66,14 +55,21 @@ class GeneralisedRecipe:
     imagine: ImagineSettings = field(default_factory=ImagineSettings)
     label: LabelStage = field(default_factory=LabelStage)
     train: GeneralisedSettings = field(default_factory=GeneralisedSettings)
-    steps: tuple[Step, ...] = STEPS
+    steps: tuple[Course, ...] = STEPS
     compute: Compute = field(default_factory=Compute)
 
-    def proposed(self, step: Step) -> ProposeSettings:
-        return replace(self.propose, proposer=step.proposer)
+    @property
+    def sources(self) -> list[str]:
+        """The proposers whose pictures the steps learn from."""
+        return list(dict.fromkeys(step.source for step in self.steps if step.source))
 
-    def labelled(self, step: Step) -> LabelStage:
-        return replace(self.label, rule=replace(self.label.rule, upto=step.upto))
+    def proposed(self, source: str) -> ProposeSettings:
+        return replace(self.propose, proposer=source)
+
+    def labelled(self, source: str) -> LabelStage:
+        """How pictures of a source are labelled: as far as any step wants it."""
+        upto = max((step.upto for step in self.steps if step.source == source), key=list(LAST).index)
+        return replace(self.label, rule=replace(self.label.rule, upto=upto))
 
 
 SIZE = (96, 128)
@@ -85,13 +81,13 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
     return GeneralisedRecipe(name=name, **{
         "data": DataSettings("toy", fold=0, options={"size": SIZE, "train": 400, "test": 80, "objects": (1, 3)}),
         "encoder": EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
-        "shots": ShotSettings(min_pixels=150),
+        "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
             pipeline=ToyPipelineSettings(size=SIZE), sam=SmallSAMSettings(min_area=40),
         ),
         "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=40, lam_cls=-1.0)),
         "imagine": ImagineSettings(
-            per_class=60, quality=POLES,
+            per_class=40, quality=POLES,
             picture=PictureSettings("foundation", dtype="float32", size=SIZE, steps=20, guidance=3.0, batch=4),
         ),
         "label": LabelStage(LabelSettings(
@@ -100,7 +96,7 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         ), quality=POLES),
         "train": GeneralisedSettings(
             size=(192, 256), layer="visible", width=64, steps=400, batch=8,
-            joint=JointSettings(steps=300, rate=5e-3), checkpoint_every=100,
+            joint=JointSettings(mix=(4, 3, 1), steps=200, rate=5e-3), checkpoint_every=100,
         ),
         "compute": Compute(shard_size=2, train_threads=2),
         **changes,

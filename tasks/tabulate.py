@@ -117,12 +117,13 @@ def _spread(row: Mapping[str, Any], value: str, low: str, high: str, sign: str =
 
 @stage("write_study")
 def write_study(
-    study: str, recipe: Any, key: str, table: pd.DataFrame, references: Sequence[str], chart: bytes, run: Run
+    study: str, recipe: Any, key: str, table: pd.DataFrame, references: Sequence[str], chart: bytes, run: Run,
+    text: str | None = None,
 ) -> dict[str, str]:
-    """The study's folder and its MLflow runs; returns what -> path."""
+    """The study's folder and its MLflow runs; returns what -> path. text: Markdown of a table of other columns."""
     folder = places.home() / "studies" / key
     folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(table, references)
+    text = markdown(table, references) if text is None else text
     files = {"table.parquet": table_bytes(table), "table.md": text.encode(), "chart.png": chart}
     for name, data in files.items():
         (folder / name).write_bytes(data)

@@ -84,10 +84,11 @@ def labelled(monkeypatch, refs, settings=STAGE, shards=None):
 def test_every_good_picture_has_a_label_of_known_classes(refs, parts, monkeypatch):
     ref = labelled(monkeypatch, refs)
     table = unfold(places.store().rows(ref), LABEL_COLUMNS)
-    assert list(table["id"]) == ["p0", "p1"] and set(table["status"]) <= {"ok", "no_target", "mostly_ignored"}
+    assert list(table["id"]) == ["p0", "p1"] and list(table["labels"][0]) == ["predict", "apf", "apr", "sabr"]
+    assert {s for row in table["statuses"] for s in row.values()} <= {"ok", "no_target", "mostly_ignored"}
     frames = parts[1]
     for row in table.to_dict("records"):
-        found = read_png(places.store().local(ref) / row["label"])
+        found = read_png(places.store().local(ref) / row["labels"]["sabr"])
         others = [k for k in frames.novel(FOLD) if k != row["class_id"]]
         assert found.shape == SIZE and not np.isin(found, others).any()
         assert 0 <= row["kept"] <= 1 and 0 <= row["free"] <= 1
@@ -113,7 +114,7 @@ def test_a_label_depends_on_its_row_alone(refs, monkeypatch):
     one = labelled(monkeypatch, refs, replace(STAGE, batch=1), Shards(2))
     for row, other in zip(*(unfold(places.store().rows(ref), LABEL_COLUMNS).to_dict("records") for ref in (whole, one)),
                           strict=True):
-        first, second = (read_png(places.store().local(ref) / row["label"]) for ref in (whole, one))
+        first, second = (read_png(places.store().local(ref) / row["labels"]["sabr"]) for ref in (whole, one))
         assert row == other and (first == second).mean() > 0.99
     assert labelled(monkeypatch, refs) == whole
 
