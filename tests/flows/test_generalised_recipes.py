@@ -23,6 +23,7 @@ def test_a_recipe_holds_together(name):
     drawn = [recipe.propose.pipeline, recipe.imagine.picture.pipeline] if recipe.sources else []
     own = "foundation" in (*drawn, recipe.label.sam)
     assert own == (recipe.foundation is not None), "foundation models are fitted when, and only when, they are used"
+    assert recipe.label.sam != "toy-foundation" or not recipe.sources, "a borrowed SAM labels no pictures of its own"
     if recipe.foundation:
         assert recipe.imagine.picture.size == recipe.foundation.pipeline.size
         assert recipe.foundation.layer == recipe.train.layer
