@@ -17,6 +17,7 @@ from prefect import flow
 from flows.generalised_recipes import GeneralisedRecipe, named
 from flows.recipes import run_key
 from tasks import places
+from tasks.carry import carry
 from tasks.compare_generalised import Lesson, compare_generalised, graded_cells
 from tasks.evaluate_generalised import evaluate_generalised, grade_generalised
 from tasks.fit_foundation import fit_foundation
@@ -84,17 +85,31 @@ def generalised(recipe: GeneralisedRecipe | str = "toy-gfss") -> GeneralisedOutc
 
 def lesson(recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, fold: int, seed: int) -> Lesson:
     """What the steps of one fold share with one list of supports: base model, pictures, labels."""
-    compute = recipe.compute
     supports = choose_supports(frames, recipe.shots, fold, seed)
-    base = train_generalised_base(frames, encoder, recipe.train, fold, compute)
-    own = foundation_of(recipe, frames, fold)
-    synthetic = {}
-    for source in recipe.sources:
-        prompts = propose(frames, own, fold, recipe.proposed(source))
-        imagined = imagine(prompts, own, recipe.imagine, compute)
-        labels = label(frames, encoder, base, imagined, own, supports, recipe.labelled(source), compute)
-        synthetic[source] = imagined, labels
+    base = train_generalised_base(frames, encoder, recipe.train, fold, recipe.compute)
+    make = drawn_in_infrared if recipe.carry else drawn
+    synthetic = {source: make(recipe, frames, encoder, base, supports, fold, source) for source in recipe.sources}
     return Lesson(fold, seed, supports, base, synthetic)
+
+
+def drawn(
+    recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, base: Ref, supports: dict, fold: int, source: str,
+) -> tuple[Ref, Ref]:
+    """The pictures of a source's prompts, and their labels."""
+    own = foundation_of(recipe, frames, fold)
+    prompts = propose(frames, own, fold, recipe.proposed(source))
+    imagined = imagine(prompts, own, recipe.imagine, recipe.compute)
+    return imagined, label(frames, encoder, base, imagined, own, supports, recipe.labelled(source), recipe.compute)
+
+
+def drawn_in_infrared(
+    recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, base: Ref, supports: dict, fold: int, source: str,
+) -> tuple[Ref, Ref]:
+    """The same for infrared frames: drawn and labelled in visible light, then carried over and checked again."""
+    visible = train_generalised_base(frames, encoder, replace(recipe.train, layer="visible"), fold, recipe.compute)
+    imagined, labels = drawn(recipe, frames, encoder, visible, supports, fold, source)
+    both = carry(frames, encoder, base, imagined, labels, supports, recipe.carry, recipe.compute)
+    return both, both
 
 
 def foundation_of(recipe: GeneralisedRecipe, frames: Ref, fold: int) -> Ref | None:

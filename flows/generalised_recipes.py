@@ -18,6 +18,7 @@ from models.prototypes import SYN4SEG
 from models.relabel import RelabelSettings
 from models.segmenters.generalised import JointSettings
 from models.small_sam import SmallSAMSettings
+from tasks.carry import CarrySettings
 from tasks.compare_generalised import Course
 from tasks.fanout import Compute
 from tasks.fit_foundation import FoundationSettings
@@ -42,7 +43,8 @@ STEPS = (
 class GeneralisedRecipe:
     """One night. `about` says source, cost and what to expect. foundation: None where published weights are named.
 
-    shots.seeds: of the run; a study takes its own.
+    shots.seeds: of the run; a study takes its own. carry: how visible pictures become infrared ones, where infrared is
+    what is learnt.
     """
 
     name: str
@@ -54,6 +56,7 @@ class GeneralisedRecipe:
     propose: ProposeSettings = field(default_factory=ProposeSettings)
     imagine: ImagineSettings = field(default_factory=ImagineSettings)
     label: LabelStage = field(default_factory=LabelStage)
+    carry: CarrySettings | None = None
     train: GeneralisedSettings = field(default_factory=GeneralisedSettings)
     steps: tuple[Course, ...] = STEPS
     compute: Compute = field(default_factory=Compute)
@@ -113,6 +116,13 @@ def toy_gfss() -> GeneralisedRecipe:
     return toy("toy-gfss")
 
 
+def toy_gfss_infrared() -> GeneralisedRecipe:
+    """The same scenes in infrared: pictures are drawn and labelled in visible light, then carried over."""
+    known = toy("toy-gfss-infrared")
+    rule = replace(known.label.rule, upto="ape")
+    return replace(known, train=replace(known.train, layer="infrared"), carry=CarrySettings(rule=rule))
+
+
 def msrs_gfss() -> GeneralisedRecipe:
     """MSRS in infrared, three folds, one shot: supports alone against real masks, and labels judged on real frames.
 
@@ -157,6 +167,7 @@ def published(dataset: str, shots: int, size: tuple[int, int]) -> GeneralisedRec
 
 GENERALISED = {
     "toy-gfss": toy_gfss,
+    "toy-gfss-infrared": toy_gfss_infrared,
     "msrs-gfss": msrs_gfss,
     "voc-gfss-1shot": lambda: published("voc", 1, (480, 480)),
     "voc-gfss-5shot": lambda: published("voc", 5, (480, 480)),

@@ -123,10 +123,20 @@ class Labeller:
         return [self._judged(one, target) for one, target in zip(steps, targets, strict=True)]
 
     @torch.inference_mode()
+    def gate(self, picture: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """A label of `picture` uint8 [H, W] without the regions that are unlike the supports in it: APF alone."""
+        features = normalize(self._embedded(picture)[0].cpu(), dim=0)
+        known = self.known
+        return prototype_filter(label, features, known.prototypes, known.thresholds, self._filter()).label
+
+    def _embedded(self, picture: np.ndarray) -> Tensor:
+        image = self.canvas.image(as_image(picture)[None]).to(self.encoder.mean.device)
+        return self.model.embed(self.encoder(image))
+
+    @torch.inference_mode()
     def _in_features(self, picture: np.ndarray, target: int) -> dict[str, np.ndarray]:
         """The label after each step that needs only features."""
-        image = self.canvas.image(as_image(picture)[None]).to(self.encoder.mean.device)
-        embedded = self.model.embed(self.encoder(image))
+        embedded = self._embedded(picture)
         logits = stretched(self.model.trunk.classify(embedded), self.canvas.size)
         logits = self.canvas.restore(logits, *picture.shape[:2]).cpu()
         steps = {"predict": predict(logits, self.model.space, (target,))[0].numpy()}

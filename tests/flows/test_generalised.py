@@ -21,6 +21,7 @@ from models.relabel import RelabelSettings
 from models.segmenters.generalised import JointSettings
 from models.small_sam import SmallSAMSettings
 from tasks import places
+from tasks.carry import CarrySettings
 from tasks.fit_foundation import FoundationSettings
 from tasks.freeze_encoder import freeze_encoder
 from tasks.imagine import ImagineSettings
@@ -83,7 +84,8 @@ def in_process(folder):
     """Fan-outs and loops in this process; yields what they do."""
     shards, loops = Shards(4), Loops(folder)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("prepare", "imagine", "label", "compare_generalised", "evaluate_generalised", "judge_labels"):
+        fanned = "prepare imagine label carry compare_generalised evaluate_generalised judge_labels"
+        for module in fanned.split():
             patch.setattr(f"tasks.{module}.fan_out", shards)
         for module in ("train_generalised", "fit_foundation"):
             patch.setattr(f"tasks.{module}.fit", loops)
@@ -133,3 +135,16 @@ def test_other_supports_draw_no_picture_again(here):
     assert pictures == same and labels != others and lessons[0].base == lessons[1].base
     tables = [compared(TINY, frames, encoder, one) for one in lessons]
     assert [set(table["seed"]) for table in tables] == [{123}, {321}]
+
+
+def test_infrared_pictures_are_drawn_and_labelled_in_visible_light(here):
+    shards, loops = here
+    frames, encoder = prepare(TINY.data, TINY.compute), freeze_encoder(TINY.encoder)
+    seen = lesson(TINY, frames, encoder, 0, 5)
+    chosen = CarrySettings(rule=replace(TINY.label.rule, upto="ape"), frames=8)
+    warm = replace(TINY, train=replace(TINY.train, layer="infrared"), carry=chosen)
+    one = lesson(warm, frames, encoder, 0, 5)
+    assert {ref.kind for ref in one.synthetic["grammar"]} == {"carried"}
+    assert loops.ran == ["generalised_base", "foundation", "generalised_base"], "a base model for each light"
+    assert shards.drawn.count("batch-000000") == 3, "pictures and visible labels are those of the visible night"
+    assert one.base != seen.base and len(compared(warm, frames, encoder, one)) > 0

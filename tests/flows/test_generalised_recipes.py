@@ -26,7 +26,7 @@ def test_a_recipe_holds_together(name):
     assert recipe.label.sam != "toy-foundation" or not recipe.sources, "a borrowed SAM labels no pictures of its own"
     if recipe.foundation:
         assert recipe.imagine.picture.size == recipe.foundation.pipeline.size
-        assert recipe.foundation.layer == recipe.train.layer
+        assert recipe.foundation.layer == ("visible" if recipe.carry else recipe.train.layer)
         assert all(side % 16 == 0 for side in recipe.foundation.pipeline.size)
 
 
