@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.cli import app
 from flows.catalogue import STUDIES, recipes
+from flows.cli import app
 from models import DATASETS, FUSERS, GENERATORS, SEGMENTERS
 
 ROOT = Path(__file__).parent.parent
