@@ -41,7 +41,7 @@ from tasks.tracking import night_run
 from tasks.train_generalised import train_generalised_base
 
 
-@flow(name="study", log_prints=False, validate_parameters=False)
+@flow(name="study-generalised", log_prints=False, validate_parameters=False)
 def study(name: str, recipe: GeneralisedRecipe | str = "toy-gfss", seeds: Sequence[int] = SEEDS) -> StudyOutcome:
     """Run one of STUDIES. Raises UsageError that lists the names."""
     places.prepare_environment()
