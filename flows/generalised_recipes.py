@@ -134,7 +134,7 @@ def msrs_gfss() -> GeneralisedRecipe:
         encoder=EncoderSettings(
             "mobilenet_v2", "mobilenet_v2_imagenet_from_uint8.pth", "symmetric", dilated=False
         ),
-        shots=ShotSettings(min_pixels=400, seeds=SEEDS[:1]),
+        shots=ShotSettings(min_pixels=200, seeds=SEEDS[:1]),
         label=LabelStage(
             LabelSettings(boundary=BoundarySettings(min_quality=0.6), stretch=True), sam="toy-foundation",
         ),

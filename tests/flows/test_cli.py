@@ -312,7 +312,8 @@ def test_fuse_writes_pictures_and_says_how_good_they_are(tmp_path, capfd):
 
 def test_a_study_gets_its_recipe_and_seeds(night, capfd, monkeypatch):
     told = []
-    row = {"row": "a", "about": "", "miou": 40.0, "low": 38.0, "high": 42.0, "over_a": None}
+    gains = dict.fromkeys(("over_a", "over_a_low", "over_a_high"))
+    row = {"row": "a", "about": "", "miou": 40.0, "low": 38.0, "high": 42.0, **gains}
     found = {"study": "mix", "key": "k", "references": ["a"], "rows": [row], "report": {"table.md": "/r/table.md"}}
 
     def study(*asked):
