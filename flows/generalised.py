@@ -21,6 +21,7 @@ from tasks.carry import carry
 from tasks.compare_generalised import Lesson, compare_generalised, graded_cells
 from tasks.evaluate_generalised import evaluate_generalised, grade_generalised
 from tasks.fit_foundation import fit_foundation
+from tasks.fit_translators import fit_translators
 from tasks.freeze_encoder import freeze_encoder
 from tasks.illustrate_generalised import illustrate_foundation, illustrate_lesson
 from tasks.imagine import imagine
@@ -108,7 +109,8 @@ def drawn_in_infrared(
     """The same for infrared frames: drawn and labelled in visible light, then carried over and checked again."""
     visible = train_generalised_base(frames, encoder, replace(recipe.train, layer="visible"), fold, recipe.compute)
     imagined, labels = drawn(recipe, frames, encoder, visible, supports, fold, source)
-    both = carry(frames, encoder, base, imagined, labels, supports, recipe.carry, recipe.compute)
+    translators = fit_translators(frames, recipe.translate, recipe.compute) if recipe.translate else None
+    both = carry(frames, encoder, base, imagined, labels, translators, supports, recipe.carry, recipe.compute)
     return both, both
 
 

@@ -11,6 +11,7 @@ from models.boundary import BoundarySettings
 from models.errors import UsageError
 from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
+from models.generators.settings import TranslateSettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
 from models.labelling import LAST, LabelSettings
@@ -44,7 +45,7 @@ class GeneralisedRecipe:
     """One night. `about` says source, cost and what to expect. foundation: None where published weights are named.
 
     shots.seeds: of the run; a study takes its own. carry: how visible pictures become infrared ones, where infrared is
-    what is learnt.
+    what is learnt; translate: the translator that makes them (None: the control without one).
     """
 
     name: str
@@ -57,6 +58,7 @@ class GeneralisedRecipe:
     imagine: ImagineSettings = field(default_factory=ImagineSettings)
     label: LabelStage = field(default_factory=LabelStage)
     carry: CarrySettings | None = None
+    translate: TranslateSettings | None = None
     train: GeneralisedSettings = field(default_factory=GeneralisedSettings)
     steps: tuple[Course, ...] = STEPS
     compute: Compute = field(default_factory=Compute)

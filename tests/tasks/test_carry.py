@@ -10,6 +10,9 @@ import pytest
 
 from models.errors import UsageError
 from models.frames import Frames, read_png
+from models.generators.pictures import lightness_picture
+from models.generators.syndiff import SynDiff
+from models.generators.text2image import picture_seed
 from models.labelling import LabelSettings
 from models.prototypes import SYN4SEG
 from models.pseudolabels import IGNORE
@@ -21,6 +24,7 @@ from tasks.imagine import unfold
 from tasks.label import LABEL_COLUMNS
 from tasks.train_generalised import Parts
 from tests.models.drawn import SIZE, tiny_encoder
+from tests.tasks.test_fit_translators import TINY
 from tests.tasks.test_imagine import Shards
 from tests.tasks.test_label import FOLD, labelled, parts, refs
 from tests.tasks.test_train_generalised import SETTINGS
@@ -40,7 +44,8 @@ def given(refs, monkeypatch):
     config = json.loads((store.local(refs["base"]) / "config.json").read_text()) | {"layer": "infrared"}
     draft.write("config.json", json.dumps(config).encode())
     chosen = {name: refs[name] for name in ("frames", "encoder", "imagined", "supports")}
-    return chosen | {"labelled": labelled(monkeypatch, refs), "base": draft.commit(None, {}, count=1)}
+    made = draft.commit(None, {}, count=1)
+    return chosen | {"labelled": labelled(monkeypatch, refs), "base": made, "translators": None}
 
 
 def carried(given, monkeypatch, settings=CARRY, shards=None):
@@ -101,6 +106,19 @@ def test_tones_are_read_of_base_classes_and_supports_alone(parts, given):
     tone = Carry(settings, inputs).warmth.tone
     (k, (id, *_)), *_ = given["supports"].items()
     assert tone[k] == pytest.approx(frames.infrared(id)[frames.label(id) == k].mean())
+
+
+def test_a_fitted_translator_takes_the_place_of_the_control(given, monkeypatch, tmp_path):
+    translator = SynDiff.of(TINY, "thermal")
+    translator.save(tmp_path / "fitted" / "thermal")
+    draft, store = places.store().draft("translators", "a" * 16), places.store()
+    draft.upload(tmp_path / "fitted")
+    ref = carried(given | {"translators": draft.commit(None, {}, count=1)}, monkeypatch)
+    assert ref != carried(given, monkeypatch)
+    for row, old in zip(rows_of(ref), rows_of(given["labelled"]), strict=True):
+        light = lightness_picture(read_png(store.local(given["imagined"]) / old["picture"]))
+        (expected,) = translator.translate([light], [picture_seed(0, row["id"], 0)])
+        assert (read_png(store.local(ref) / row["picture"]) == expected).all()
 
 
 def test_a_support_is_needed(given, monkeypatch):
