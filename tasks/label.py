@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from models.backbone import load_encoder
+from models.errors import UsageError
 from models.frames import Frames, png_bytes, read_png
 from models.generators.inspection import QualitySettings
 from models.geometry import Canvas
@@ -28,6 +29,7 @@ from models.sam import open_segmenter
 from models.segmenters.generalised import load_model
 from tasks.fanout import Compute, fan_out
 from tasks.imagine import distinct_pictures, pictures_of
+from tasks.prepare import open_frames
 from tasks.stage import stage
 from tasks.store import Ref
 
@@ -41,12 +43,23 @@ CODE = ("tasks.label", "models.labelling", "models.boundary", "models.relabel", 
 @dataclass(frozen=True)
 class LabelStage:
     """rule: how a label is made. sam: weights of SABR's segmenter (a file, folder or id), or "foundation" for the
-    recipe's own. batch: pictures of one forward. quality: which pictures are passed over as copies."""
+    recipe's own. batch: pictures of one forward. quality: which pictures are passed over as copies. things: the names of
+    the classes that SAM outlines (() for all): boxes around roads, sky or grass say little."""
 
     rule: LabelSettings = field(default_factory=LabelSettings)
     sam: str = "foundation"
     batch: int = 4
     quality: QualitySettings = field(default_factory=QualitySettings)
+    things: tuple[str, ...] = ()
+
+    def rule_for(self, frames: Frames) -> LabelSettings:
+        """The rule, with the things by their ids. Raises UsageError that lists the classes."""
+        if unknown := sorted(set(self.things) - set(frames.classes)):
+            raise UsageError(f"There is no class {unknown[0]!r}; label.things may hold {', '.join(frames.classes)}.")
+        if not self.things:
+            return self.rule
+        ids = tuple(frames.classes.index(name) + 1 for name in self.things)
+        return replace(self.rule, boundary=replace(self.rule.boundary, scope=ids))
 
 
 @stage("label")
@@ -57,7 +70,8 @@ def label(
     """Kind "labelled". Rows: id of a batch, and `pictures` (JSON) with LABEL_COLUMNS: `labels` and `statuses` hold a
     file and a status for each step, so that what a step adds can be seen and learnt from without labelling again."""
     rows = batches(distinct_pictures(pictures_of(imagined), settings.quality), settings.batch)
-    chosen = {"rule": settings.rule, "sam": settings.sam, "supports": {str(k): list(v) for k, v in supports.items()}}
+    rule = settings.rule_for(open_frames(frames))
+    chosen = {"rule": rule, "sam": settings.sam, "supports": {str(k): list(v) for k, v in supports.items()}}
     needed = settings.rule.upto == "sabr" and settings.sam == "foundation"
     inputs = [frames, encoder, base, imagined, *([foundation] if needed and foundation else [])]
     return fan_out(Label, rows, chosen, compute, kind=KIND, inputs=inputs, code=CODE)

@@ -12,6 +12,7 @@ import torch
 
 from models.backbone import save_encoder
 from models.boundary import BoundarySettings
+from models.errors import UsageError
 from models.frames import png_bytes, read_png
 from models.labelling import LabelSettings
 from models.prototypes import SYN4SEG
@@ -138,3 +139,13 @@ def test_supports_show_their_own_class_only(parts):
 def test_pictures_come_in_batches_in_order():
     table = pd.DataFrame({"id": list("abc"), "class_id": 1, "picture": list("xyz")})
     assert [[job["id"] for job in row["jobs"]] for row in batches(table, 2)] == [["a", "b"], ["c"]]
+
+
+def test_sam_outlines_the_things_that_are_named(refs, parts, monkeypatch):
+    frames = parts[1]
+    first, second = (frames.class_name(k) for k in frames.novel(FOLD)[:2])
+    named = replace(STAGE, things=(second, first)).rule_for(frames)
+    assert named.boundary.scope == (frames.novel(FOLD)[1], frames.novel(FOLD)[0]) and STAGE.rule_for(frames) is RULE
+    assert labelled(monkeypatch, refs, replace(STAGE, things=(first,))) != labelled(monkeypatch, refs)
+    with pytest.raises(UsageError, match=f"no class 'road'.*{first}"):
+        labelled(monkeypatch, refs, replace(STAGE, things=("road",)))
