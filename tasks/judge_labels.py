@@ -40,7 +40,8 @@ def judge_labels(
     opened = open_frames(frames)
     asked = {id: sorted(set(opened.novel(fold)) & set(opened.pixels(id))) for id in queries}
     rows = [{"id": id, "classes": classes} for id, classes in asked.items() if classes]
-    chosen = {"rule": settings.rule_for(opened), "sam": settings.sam, "supports": {str(k): list(v) for k, v in supports.items()}}
+    chosen = {"rule": settings.rule_for(opened), "sam": settings.sam,
+              "supports": {str(k): list(v) for k, v in supports.items()}}
     inputs = [frames, encoder, base, *([foundation] if foundation else [])]
     return fan_out(Judge, rows, chosen, compute, kind=KIND, inputs=inputs, code=CODE)
 
