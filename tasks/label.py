@@ -43,8 +43,8 @@ CODE = ("tasks.label", "models.labelling", "models.boundary", "models.relabel", 
 @dataclass(frozen=True)
 class LabelStage:
     """rule: how a label is made. sam: weights of SABR's segmenter (a file, folder or id), or "foundation" for the
-    recipe's own. batch: pictures of one forward. quality: which pictures are passed over as copies. things: names of the
-    classes that SAM outlines (() for all): boxes around roads, sky or grass say little."""
+    recipe's own. batch: pictures of one forward. quality: which pictures are passed over as copies. things: names of
+    the classes that SAM outlines (() for all): boxes around roads, sky or grass say little."""
 
     rule: LabelSettings = field(default_factory=LabelSettings)
     sam: str = "foundation"
