@@ -103,7 +103,7 @@ def generalised(console: Console, found: dict[str, Any]) -> None:
 
 def _steps(rows: list[dict[str, Any]]) -> Any:
     """Base, novel and harmonic mIoU of each step, with intervals where there are any, and the share of the gap."""
-    table = _table("mIoU, points", "base", "novel", "harmonic", "over supports", "over previous", "gap closed")
+    table = _table("mIoU, points", "base", "novel", "harmonic", "over supports", "over previous", "closed")
     for row in rows:
         scores = (f"{row[name]:.1f}" + _ends(row, name) for name in ("base", "novel", "harmonic"))
         closed = "–" if row["closed"] is None else f"{row['closed']:.0f} %"

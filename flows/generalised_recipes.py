@@ -88,7 +88,10 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         "encoder": EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
-            pipeline=ToyPipelineSettings(size=SIZE), sam=SmallSAMSettings(min_area=40),
+            pipeline=ToyPipelineSettings(
+                size=SIZE, denoiser=(32, 64, 96), autoencoder_steps=400, steps=2500, batch=8,
+            ),
+            sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),
         "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=40, lam_cls=-1.0)),
         "imagine": ImagineSettings(
