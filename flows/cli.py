@@ -67,16 +67,13 @@ def run(
     json
         Print one JSON object, and nothing else, on stdout.
     """
-    from flows import display
-    from flows.overrides import override
+    from flows import catalogue, display
 
     places.make_home()
     with display.progress():
-        from flows.nightly import nightly
-        from flows.recipes import named
-
+        night, chosen = catalogue.night(recipe, set)
         display.quiet_prefect()
-        outcome = nightly(override(named(recipe), set)).as_dict()
+        outcome = night(chosen).as_dict()
     return Reply(lambda console: display.outcome(console, outcome), outcome if json else None)
 
 
@@ -90,14 +87,14 @@ def study(
     set: Annotated[tuple[str, ...], PLAIN] = (),
     json: Annotated[bool, PLAIN] = False,
 ) -> Reply:
-    """Run a study: ablation, mix, modalities or degradation, each with its controls and intervals.
+    """Run a study: what parts of a night are worth, with controls and intervals.
 
     What an earlier study or night finished is reused; a study that failed goes on with its next cell.
 
     Parameters
     ----------
     name
-        ablation, mix, modalities or degradation.
+        One of `thermofuse list`.
     recipe
         Whose pictures and settings; one of `thermofuse list`.
     seeds
@@ -107,19 +104,13 @@ def study(
     json
         Print one JSON object, and nothing else, on stdout.
     """
-    from flows import display
-    from flows.overrides import override
+    from flows import catalogue, display
 
     places.make_home()
     with display.progress():
-        from flows.recipes import named
-        from flows.studies import SEEDS
-        from flows.studies import study as run_study
-
-        if not 1 <= seeds <= len(SEEDS):
-            raise UsageError(f"There are {len(SEEDS)} seeds; give --seeds a number from 1 to {len(SEEDS)}.")
+        run_study, chosen, drawn = catalogue.study(name, recipe, seeds, set)
         display.quiet_prefect()
-        outcome = run_study(name, override(named(recipe), set), SEEDS[:seeds]).as_dict()
+        outcome = run_study(name, chosen, drawn).as_dict()
     return Reply(lambda console: display.study(console, outcome), outcome if json else None)
 
 
@@ -143,7 +134,7 @@ def show(run: str | None = None, /, *, json: Annotated[bool, PLAIN] = False) -> 
 
 @app.command(name="list")
 def list_() -> Reply:
-    """List the recipes, datasets, generators, fusers and segmenters."""
+    """List the recipes, studies, datasets, generators, fusers and segmenters."""
     from flows import display
 
     return Reply(display.tables)

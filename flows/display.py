@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import importlib.util
 import logging
 import os
 import re
@@ -13,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.catalogue import STUDIES, recipes
 from models import DATASETS, FUSERS, GENERATORS, SEGMENTERS
 
 if TYPE_CHECKING:
@@ -67,8 +66,8 @@ def tables(console: Console) -> None:
     """The tables of contents."""
     from rich.markup import escape
 
-    groups = {"Recipes": recipes(), "Datasets": DATASETS, "Generators": GENERATORS, "Fusers": FUSERS,
-              "Segmenters": SEGMENTERS}
+    groups = {"Recipes": recipes(), "Studies": STUDIES, "Datasets": DATASETS, "Generators": GENERATORS,
+              "Fusers": FUSERS, "Segmenters": SEGMENTERS}
     for kind, names in groups.items():
         console.print(kind, style="bold")
         for name, about in names.items():
@@ -77,6 +76,8 @@ def tables(console: Console) -> None:
 
 def outcome(console: Console, found: dict[str, Any]) -> None:
     """A night (`Outcome.as_dict()`): the verdict, the scores, what the stages cost, and where the report lies."""
+    if "verdict" not in found:
+        return generalised(console, found)
     verdict = found["verdict"]
     console.print(f"[dim]{found['recipe']}  {found['run_key']}", highlight=False)
     style = "bold green" if verdict["promoted"] else "bold"
@@ -90,18 +91,44 @@ def outcome(console: Console, found: dict[str, Any]) -> None:
             console.print(found["report"][name], style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
+def generalised(console: Console, found: dict[str, Any]) -> None:
+    """A generalised night (`GeneralisedOutcome.as_dict()`): its steps, what they cost, where models and report lie."""
+    console.print(f"[dim]{found['recipe']}  {found['run_key']}", highlight=False)
+    if found["scores"]:
+        console.print(_steps(found["scores"]["rows"]))
+    console.print(_stages(found["stages"]))
+    for path in [*found["models"].values(), *(found["report"].get(name) for name in ("report", "drawn", "labels"))]:
+        if path:
+            console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+
+def _steps(rows: list[dict[str, Any]]) -> Any:
+    """Base, novel and harmonic mIoU of each step, with intervals where there are any, and the share of the gap."""
+    table = _table("mIoU, points", "base", "novel", "harmonic", "over supports", "over previous", "closed")
+    for row in rows:
+        scores = (f"{row[name]:.1f}" + _ends(row, name) for name in ("base", "novel", "harmonic"))
+        closed = "–" if row["closed"] is None else f"{row['closed']:.0f} %"
+        table.add_row(row["row"], *scores, _gain(row, "supports"), _gain(row, "previous"), closed)
+    return table
+
+
+def _ends(row: dict[str, Any], name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None else f" [dim]{low:.1f}–{high:.1f}[/]"
+
+
 def study(console: Console, found: dict[str, Any]) -> None:
     """A study (`StudyOutcome.as_dict()`): its rows with intervals and gains, and where the files lie."""
     console.print(f"[dim]{found['study']}  {found['key']}", highlight=False)
-    if "miou" in found["rows"][0]:
-        console.print(_gains(found))
-    else:
-        console.print(_metrics(found["rows"]))
+    first = found["rows"][0]
+    console.print(
+        _steps(found["rows"]) if "novel" in first else _variants(found) if "miou" in first else _metrics(found["rows"])
+    )
     for path in found["report"].values():
         console.print(path, style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
-def _gains(found: dict[str, Any]) -> Any:
+def _variants(found: dict[str, Any]) -> Any:
     table = _table("mIoU, points", "", *(f"over {name}" for name in found["references"]))
     for row in found["rows"]:
         gains = [_gain(row, name) for name in found["references"]]
@@ -128,6 +155,8 @@ def _gain(row: dict[str, Any], reference: str) -> str:
     value, low, high = (row[f"over_{reference}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return "–"
+    if low is None:
+        return f"{value:+.1f}"
     style = "bold" if low > 0 else "not bold"
     return f"[{style}]{value:+.1f}[/] [dim]{low:+.1f}–{high:+.1f}[/]"
 
@@ -142,30 +171,6 @@ def fused(console: Console, table: Any, out: Path) -> None:
         console.print(words, soft_wrap=True, highlight=False, markup=False)
     for row in table[table["error"].notna()].to_dict("records"):
         console.print(f"{row['name']}: {row['error']}", style="red", soft_wrap=True, highlight=False, markup=False)
-
-
-def recipes() -> dict[str, str]:
-    """Name -> first line of its documentation, read from the source: importing the recipes would import torch."""
-    origin = importlib.util.find_spec("flows.recipes").origin
-    return read_recipes(Path(origin).read_text(encoding="utf-8"))
-
-
-def read_recipes(source: str) -> dict[str, str]:
-    """The keys of the dict literal RECIPES in a module's source, each with the docstring of the function behind it."""
-    body = ast.parse(source).body
-    about = {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, ast.FunctionDef)}
-    for node in body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == "RECIPES" for target in targets):
-            pairs = zip(node.value.keys, node.value.values, strict=True)
-            return {key.value: about.get(_called(value), "").partition("\n")[0] for key, value in pairs}
-    return {}
-
-
-def _called(value: ast.expr) -> str:
-    value = value.body if isinstance(value, ast.Lambda) else value
-    value = value.func if isinstance(value, ast.Call) else value
-    return value.id if isinstance(value, ast.Name) else ""
 
 
 def _scores(scores: dict[str, Any], intervals: bool) -> Any:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
+from flows.catalogue import SEEDS
 from models.backbone import EncoderSettings
 from models.boundary import BoundarySettings
 from models.errors import UsageError
 from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
+from models.generators.settings import TranslateSettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
-from models.labelling import LabelSettings
+from models.labelling import LAST, LabelSettings
 from models.prototypes import SYN4SEG
 from models.relabel import RelabelSettings
 from models.segmenters.generalised import JointSettings
 from models.small_sam import SmallSAMSettings
+from tasks.carry import CarrySettings
+from tasks.compare_generalised import Course
 from tasks.fanout import Compute
 from tasks.fit_foundation import FoundationSettings
 from tasks.imagine import ImagineSettings
@@ -26,35 +30,23 @@ from tasks.propose import ProposeSettings
 from tasks.shots import ShotSettings
 from tasks.train_generalised import GeneralisedSettings
 
-
-@dataclass(frozen=True)
-class Step:
-    """One row of the study. proposer: whose prompts the pictures are made of. upto: how far labels go ("predict",
-    "ape", "sabr"), "" for no synthetic pictures at all. truth: real masks of all training frames, the ceiling."""
-
-    name: str
-    proposer: str = "grammar"
-    upto: str = ""
-    truth: bool = False
-
-    @property
-    def labelled(self) -> bool:
-        return bool(self.upto)
-
-
 STEPS = (
-    Step("supports"),
-    Step("+ names", "names", "predict"),
-    Step("+ HDIG", "grammar", "predict"),
-    Step("+ APE", "grammar", "ape"),
-    Step("+ SABR", "grammar", "sabr"),
-    Step("real masks", truth=True),
+    Course("supports", "K supports of each novel class, nothing else"),
+    Course("names", "+ pictures of the class names alone, labels as predicted", "names", "predict"),
+    Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict"),
+    Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape"),
+    Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr"),
+    Course("real_masks", "real frames with their real masks in place of synthetic ones: the ceiling", truth=True),
 )
 
 
 @dataclass(frozen=True)
 class GeneralisedRecipe:
-    """One study. `about` says source, cost and what to expect. foundation: None where published weights are named."""
+    """One night. `about` says source, cost and what to expect. foundation: None where published weights are named.
+
+    shots.seeds: of the run; a study takes its own. carry: how visible pictures become infrared ones, where infrared is
+    what is learnt; translate: the translator that makes them (None: the control without one).
+    """
 
     name: str
     about: str = ""
@@ -65,15 +57,24 @@ class GeneralisedRecipe:
     propose: ProposeSettings = field(default_factory=ProposeSettings)
     imagine: ImagineSettings = field(default_factory=ImagineSettings)
     label: LabelStage = field(default_factory=LabelStage)
+    carry: CarrySettings | None = None
+    translate: TranslateSettings | None = None
     train: GeneralisedSettings = field(default_factory=GeneralisedSettings)
-    steps: tuple[Step, ...] = STEPS
+    steps: tuple[Course, ...] = STEPS
     compute: Compute = field(default_factory=Compute)
 
-    def proposed(self, step: Step) -> ProposeSettings:
-        return replace(self.propose, proposer=step.proposer)
+    @property
+    def sources(self) -> list[str]:
+        """The proposers whose pictures the steps learn from."""
+        return list(dict.fromkeys(step.source for step in self.steps if step.source))
 
-    def labelled(self, step: Step) -> LabelStage:
-        return replace(self.label, rule=replace(self.label.rule, upto=step.upto))
+    def proposed(self, source: str) -> ProposeSettings:
+        return replace(self.propose, proposer=source)
+
+    def labelled(self, source: str) -> LabelStage:
+        """How pictures of a source are labelled: as far as any step wants it."""
+        upto = max((step.upto for step in self.steps if step.source == source), key=list(LAST).index)
+        return replace(self.label, rule=replace(self.label.rule, upto=upto))
 
 
 SIZE = (96, 128)
@@ -85,13 +86,16 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
     return GeneralisedRecipe(name=name, **{
         "data": DataSettings("toy", fold=0, options={"size": SIZE, "train": 400, "test": 80, "objects": (1, 3)}),
         "encoder": EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
-        "shots": ShotSettings(min_pixels=150),
+        "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
-            pipeline=ToyPipelineSettings(size=SIZE), sam=SmallSAMSettings(min_area=40),
+            pipeline=ToyPipelineSettings(
+                size=SIZE, denoiser=(32, 64, 96), autoencoder_steps=400, steps=2500, batch=8,
+            ),
+            sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),
         "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=40, lam_cls=-1.0)),
         "imagine": ImagineSettings(
-            per_class=60, quality=POLES,
+            per_class=40, quality=POLES,
             picture=PictureSettings("foundation", dtype="float32", size=SIZE, steps=20, guidance=3.0, batch=4),
         ),
         "label": LabelStage(LabelSettings(
@@ -100,11 +104,52 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         ), quality=POLES),
         "train": GeneralisedSettings(
             size=(192, 256), layer="visible", width=64, steps=400, batch=8,
-            joint=JointSettings(steps=300, rate=5e-3), checkpoint_every=100,
+            joint=JointSettings(mix=(4, 3, 1), steps=200, rate=5e-3), checkpoint_every=100,
         ),
         "compute": Compute(shard_size=2, train_threads=2),
         **changes,
     })
+
+
+def toy_foundation() -> GeneralisedRecipe:
+    """The toy world's own text-to-image pipeline and SAM, fitted from scratch."""
+    return toy("toy-foundation", steps=())
+
+
+def toy_gfss() -> GeneralisedRecipe:
+    """Toy scenes, one fold of three novel classes, one shot: what each step of Syn4Seg is worth."""
+    return toy("toy-gfss")
+
+
+def toy_gfss_infrared() -> GeneralisedRecipe:
+    """The same scenes in infrared: pictures are drawn and labelled in visible light, then carried over."""
+    known = toy("toy-gfss-infrared")
+    rule = replace(known.label.rule, upto="ape")
+    return replace(known, train=replace(known.train, layer="infrared"), carry=CarrySettings(rule=rule))
+
+
+def msrs_gfss() -> GeneralisedRecipe:
+    """MSRS in infrared, three folds, one shot: supports alone against real masks, and labels judged on real frames.
+
+    No generator of street scenes is at hand, so no step draws pictures. SAM is the toy world's: small, and a stranger.
+    """
+    return GeneralisedRecipe(
+        name="msrs-gfss",
+        data=DataSettings("msrs"),
+        encoder=EncoderSettings(
+            "mobilenet_v2", "mobilenet_v2_imagenet_from_uint8.pth", "symmetric", dilated=False
+        ),
+        shots=ShotSettings(min_pixels=200, seeds=SEEDS[:1]),
+        label=LabelStage(
+            LabelSettings(boundary=BoundarySettings(min_quality=0.6), stretch=True), sam="toy-foundation",
+        ),
+        train=GeneralisedSettings(
+            size=(240, 320), width=64, steps=300, batch=8, joint=JointSettings(mix=(4, 3, 1), steps=200, rate=5e-3),
+            checkpoint_every=100,
+        ),
+        steps=(STEPS[0], STEPS[-1]),
+        compute=Compute(shard_size=8, train_threads=2),
+    )
 
 
 def published(dataset: str, shots: int, size: tuple[int, int]) -> GeneralisedRecipe:
@@ -126,21 +171,24 @@ def published(dataset: str, shots: int, size: tuple[int, int]) -> GeneralisedRec
 
 
 GENERALISED = {
-    "toy-foundation": lambda: toy("toy-foundation", steps=()),
-    "toy-gfss": lambda: toy("toy-gfss"),
+    "toy-gfss": toy_gfss,
+    "toy-gfss-infrared": toy_gfss_infrared,
+    "msrs-gfss": msrs_gfss,
     "voc-gfss-1shot": lambda: published("voc", 1, (480, 480)),
     "voc-gfss-5shot": lambda: published("voc", 5, (480, 480)),
     "coco-gfss-1shot": lambda: published("coco", 1, (480, 480)),
     "coco-gfss-5shot": lambda: published("coco", 5, (480, 480)),
 }
+FOUNDATIONS = {"toy-foundation": toy_foundation}
 
 
 def named(recipe: GeneralisedRecipe | str) -> GeneralisedRecipe:
     """The recipe itself, or the one of that name. Raises UsageError that lists the names."""
     if isinstance(recipe, GeneralisedRecipe):
         return recipe
-    if recipe not in GENERALISED:
-        close = get_close_matches(recipe, GENERALISED, n=1)
+    known, name = FOUNDATIONS | GENERALISED, getattr(recipe, "name", recipe)
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"There is no recipe {recipe!r}; choose one of {', '.join(GENERALISED)}.{hint}")
-    return GENERALISED[recipe]()
+        raise UsageError(f"There is no recipe {name!r}; choose one of {', '.join(known)}.{hint}")
+    return known[name]()

@@ -188,11 +188,12 @@ def named(recipe: Recipe | Mapping | str) -> Recipe:
         return recipe
     if isinstance(recipe, Mapping):
         return _filled_in(recipe)
-    if recipe not in RECIPES:
-        close = get_close_matches(recipe, RECIPES, n=1)
+    name = getattr(recipe, "name", recipe)
+    if name not in RECIPES:
+        close = get_close_matches(name, RECIPES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"There is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}.{hint}")
-    return RECIPES[recipe]()
+        raise UsageError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.{hint}")
+    return RECIPES[name]()
 
 
 def _filled_in(form: Mapping) -> Recipe:

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 
 from prefect import flow
 
+from flows.catalogue import SEEDS
 from flows.recipes import Recipe, named
 from models import charts
 from models.corruptions import CORRUPTIONS
@@ -41,7 +42,6 @@ from tasks.tracking import night_run
 from tasks.train_base import BaseSettings, train_base
 from tasks.train_meta import train_meta
 
-SEEDS = (510, 365, 382, 322, 988)
 SEVERITIES = (1, 3, 5)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
 ALONE, AUGMENTED = Stream("infrared", "infrared"), Stream("infrared", "infrared", "lightness")

@@ -93,7 +93,7 @@ def summary(rows: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     over_folds = table.groupby(["protocol", "metric", "fold"])["value"].mean().groupby(["protocol", "metric"]).mean()
     runs, found = table.groupby(["protocol", "metric"]).size(), []
     for protocol, metric in over_folds.index:
-        low, high = _student(per_seed[protocol, metric].to_numpy(), confidence)
+        low, high = student(per_seed[protocol, metric].to_numpy(), confidence)
         found.append({"protocol": protocol, "metric": metric, "value": over_folds[protocol, metric], "low": low,
                       "high": high, "runs": int(runs[protocol, metric])})
     out = pd.DataFrame(found).replace({"metric": {"harmonic": "harmonic_of_folds"}})
@@ -108,7 +108,8 @@ def gap_closed(floor: float, reached: float, ceiling: float) -> float:
     return (reached - floor) / (ceiling - floor) if ceiling > floor else float("nan")
 
 
-def _student(values: np.ndarray, confidence: float) -> tuple[float, float]:
+def student(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The ends of Student's interval of the mean; NaN of fewer than two values."""
     if len(values) < 2:
         return float("nan"), float("nan")
     half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5

@@ -27,7 +27,8 @@ from models.relabel import RelabelSettings, accept, relabel
 from models.sam import BoxSegmenter, rgb
 from models.segmenters.generalised import Generalised, predict, stretched
 
-STEPS = ("predict", "ape", "sabr")
+LAST = {"predict": "predict", "ape": "apr", "sabr": "sabr"}
+"""How far labelling goes, and the step whose label that ends with."""
 UNCALIBRATED = replace(SYN4SEG, lam=SYN4SEG.fallback)  # for callers that want prototypes alone
 
 
@@ -47,19 +48,26 @@ class LabelSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.upto not in STEPS:
-            raise UsageError(f"There is no labelling step {self.upto!r}; choose one of {', '.join(STEPS)}.")
+        if self.upto not in LAST:
+            raise UsageError(f"There is no labelling step {self.upto!r}; choose one of {', '.join(LAST)}.")
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """One picture's label uint8 [H, W] of class ids (255 unknown), the label after each step, and its status
-    (`models.relabel.accept`). facts: shares of pixels: kept after APF, free after APR, changed by SABR."""
+    """One picture's label after each step, in order: uint8 [H, W] of class ids (255 unknown), and whether it is fit for
+    training (`models.relabel.accept`). facts: shares of pixels: kept after APF, free after APR, changed by SABR."""
 
-    label: np.ndarray
     steps: dict[str, np.ndarray]
-    status: str
+    statuses: dict[str, str]
     facts: dict[str, float]
+
+    @property
+    def label(self) -> np.ndarray:
+        return list(self.steps.values())[-1]
+
+    @property
+    def status(self) -> str:
+        return list(self.statuses.values())[-1]
 
 
 def register_supports(
@@ -115,10 +123,20 @@ class Labeller:
         return [self._judged(one, target) for one, target in zip(steps, targets, strict=True)]
 
     @torch.inference_mode()
+    def gate(self, picture: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """A label of `picture` uint8 [H, W] without the regions that are unlike the supports in it: APF alone."""
+        features = normalize(self._embedded(picture)[0].cpu(), dim=0)
+        known = self.known
+        return prototype_filter(label, features, known.prototypes, known.thresholds, self._filter()).label
+
+    def _embedded(self, picture: np.ndarray) -> Tensor:
+        image = self.canvas.image(as_image(picture)[None]).to(self.encoder.mean.device)
+        return self.model.embed(self.encoder(image))
+
+    @torch.inference_mode()
     def _in_features(self, picture: np.ndarray, target: int) -> dict[str, np.ndarray]:
         """The label after each step that needs only features."""
-        image = self.canvas.image(as_image(picture)[None]).to(self.encoder.mean.device)
-        embedded = self.model.embed(self.encoder(image))
+        embedded = self._embedded(picture)
         logits = stretched(self.model.trunk.classify(embedded), self.canvas.size)
         logits = self.canvas.restore(logits, *picture.shape[:2]).cpu()
         steps = {"predict": predict(logits, self.model.space, (target,))[0].numpy()}
@@ -135,29 +153,32 @@ class Labeller:
         last = steps.get("apr", label)
         facts = {"kept": _share(steps.get("apf", label) != IGNORE), "free": _share(last == IGNORE),
                  "changed": _share(label != last), "target": _share(label == target)}
-        return Labelled(label, steps, accept(label, target, self.settings.relabel), facts)
+        statuses = {name: accept(one, target, self.settings.relabel) for name, one in steps.items()}
+        return Labelled(steps, statuses, facts)
 
 
 def _share(mask: np.ndarray) -> float:
     return round(float(np.count_nonzero(mask) / mask.size), 6)
 
 
+def label_counts(label: np.ndarray, truth: np.ndarray, k: int) -> tuple[int, int, int, int, int]:
+    """Pixels of class k against the truth: in both, in either, in the label, labelled at all among the true, true.
+
+    Where the truth is 255 nothing counts; an unknown pixel of the class counts as missed.
+    """
+    said, there = (label == k) & (truth != IGNORE), truth == k
+    both, either, seen = said & there, said | there, there & (label != IGNORE)
+    return tuple(int(np.count_nonzero(mask)) for mask in (both, either, said, seen, there))
+
+
 def label_quality(
     before: Sequence[np.ndarray], truth: Sequence[np.ndarray], classes: Sequence[int],
 ) -> dict[str, float]:
-    """How good labels are against the truth, over `classes`: mean IoU, precision and coverage.
-
-    Pixels of either kind of 255 are no part of IoU's union by the label's own doing: an unknown pixel of a class counts
-    as missed. coverage: the share of true pixels of the classes that has any label at all.
-    """
-    both, either, said, seen, there = np.zeros((5, len(classes)))
-    for label, true in zip(before, truth, strict=True):
-        valid = true != IGNORE
-        for n, k in enumerate(classes):
-            a, b = (label == k) & valid, true == k
-            both[n], either[n] = both[n] + (a & b).sum(), either[n] + (a | b).sum()
-            said[n], there[n] = said[n] + a.sum(), there[n] + b.sum()
-            seen[n] += (b & (label != IGNORE)).sum()
+    """How good labels are against the truth, over `classes`: mean IoU, precision and coverage (the share of true pixels
+    of the classes that has any label at all)."""
+    pairs = list(zip(before, truth, strict=True))
+    counts = np.array([[label_counts(label, true, k) for k in classes] for label, true in pairs], float).sum(0)
+    both, either, said, seen, there = counts.reshape(len(classes), 5).T
     means = {"miou": (both, either), "precision": (both, said), "coverage": (seen, there)}
     return {name: float(np.nanmean(np.divide(x, y, out=np.full(len(x), np.nan), where=y > 0)))
             for name, (x, y) in means.items()}

@@ -107,6 +107,37 @@ def grid(rows: Sequence[Example], inches: float = 1.9) -> Figure:
     return figure
 
 
+def painted(
+    picture: NDArray[np.uint8], label: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]],
+) -> NDArray[np.uint8]:
+    """The picture under its label map [H, W]: class k in `palette[k - 1]`, unlabelled pixels grey. uint8 [H, W, 3]."""
+    canvas = overlay(picture, np.where(label == 255, np.uint8(255), np.uint8(0)), UNLABELLED)
+    for k in np.unique(label[(label > 0) & (label < 255)]):
+        canvas = overlay(canvas, (label == k).astype(np.uint8), palette[k - 1])
+    return canvas
+
+
+def label_sheet(
+    rows: Sequence[tuple[str, NDArray[np.uint8], Mapping[str, NDArray[np.uint8]]]],
+    palette: Sequence[tuple[int, int, int]],
+) -> Figure:
+    """One picture a row, and its label map after each step. rows: (name, picture, title of the step -> label map); all
+    rows name the same steps. Raises UsageError when there is no row, or the steps differ."""
+    titles = list(rows[0][2]) if rows else []
+    if not rows or any(list(labels) != titles for _, _, labels in rows):
+        raise UsageError("A sheet of labels needs at least one picture, and the same steps for every picture.")
+    aspect = max(picture.shape[0] / picture.shape[1] for _, picture, _ in rows)
+    figure, axes = _cells(len(rows), 1 + len(titles), 1.9, 1.9 * aspect)
+    for axis, title in zip(axes[0], ["Picture", *titles], strict=True):
+        axis.set_title(title, fontsize=9, color=INK, pad=5)
+    for line, (name, picture, labels) in zip(axes, rows, strict=True):
+        line[0].imshow(_rgb(stretch(picture)), interpolation="nearest")
+        _corner(line[0], name)
+        for axis, label in zip(line[1:], labels.values(), strict=True):
+            axis.imshow(painted(stretch(picture), label, palette), interpolation="nearest")
+    return figure
+
+
 def contact_sheet(images: Sequence[NDArray[np.uint8]], titles: Sequence[str], columns: int = 4) -> Figure:
     """Pictures [H, W] or [H, W, 3] of any sizes, side by side with a caption each. Raises UsageError when empty."""
     if not images or len(images) != len(titles):

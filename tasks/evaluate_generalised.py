@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from models.backbone import load_encoder
+from models.backbone import Encoder, load_encoder
 from models.frames import Frames, read_png
 from models.generalised_metrics import confusion, score_rows
 from models.geometry import Canvas, as_image
 from models.pseudolabels import IGNORE
-from models.segmenters.generalised import load_model, predict, stretched
+from models.segmenters.generalised import Generalised, load_model, predict, stretched
 from tasks import places
 from tasks.fanout import Compute, fan_out
 from tasks.prepare import open_frames
@@ -38,29 +38,25 @@ def evaluate_generalised(frames: Ref, encoder: Ref, model: Ref, queries: Sequenc
     return fan_out(Examiner, rows, {}, compute, kind="generalised_exam", inputs=[frames, encoder, model], code=CODE)
 
 
-class Examiner:
-    """The worker: one model; frames one by one, so that no result depends on its neighbours."""
+class Exam:
+    """One model before the frames it is asked about; one by one, so that no result depends on its neighbours."""
 
-    def __init__(self, settings: dict[str, Any], inputs: Sequence[Path]) -> None:
-        frames, encoder, model = inputs
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        stored = json.loads((model / "config.json").read_text())
-        self.frames, self.encoder = Frames.open(frames), load_encoder(encoder).to(self.device)
-        self.model, self.canvas = load_model(model).to(self.device), Canvas(tuple(stored["size"]))
-        self.layer = stored["layer"]
-
-    def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
-        return [{"id": row["id"]} | self.count(row["id"]) for row in shard]
+    def __init__(
+        self, frames: Frames, encoder: Encoder, model: Generalised, size: tuple[int, int], layer: str,
+    ) -> None:
+        self.frames, self.encoder, self.model = frames, encoder, model.eval()
+        self.canvas, self.layer = Canvas(size), layer
 
     @torch.inference_mode()
     def logits(self, id: str) -> torch.Tensor:
         """[1, C, H, W] at the frame's own size."""
         picture = read_png(self.frames.path(id, self.layer))
-        features = self.encoder(self.canvas.image(as_image(picture)[None]).to(self.device))
+        features = self.encoder(self.canvas.image(as_image(picture)[None]).to(self.encoder.mean.device))
         logits = stretched(self.model.trunk.classify(self.model.embed(features)), self.canvas.size)
         return self.canvas.restore(logits, *picture.shape[:2]).cpu()
 
     def count(self, id: str) -> dict[str, str]:
+        """The two matrices of a frame, sparse."""
         logits, label, space = self.logits(id), self.frames.label(id), self.model.space
         classes = len(self.frames.classes)
         matrices = {"all": confusion(predict(logits, space)[0].numpy(), label, classes)}
@@ -70,6 +66,20 @@ class Examiner:
             truth = np.where(np.isin(label, others), IGNORE, label)
             single += confusion(predict(logits, space, (k,))[0].numpy(), truth, classes)
         return {name: sparse(matrix) for name, matrix in (matrices | {"single": single}).items()}
+
+
+class Examiner(Exam):
+    """The worker: one model of the store."""
+
+    def __init__(self, settings: dict[str, Any], inputs: Sequence[Path]) -> None:
+        frames, encoder, model = inputs
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        stored = json.loads((model / "config.json").read_text())
+        parts = load_encoder(encoder).to(device), load_model(model).to(device)
+        super().__init__(Frames.open(frames), *parts, tuple(stored["size"]), stored["layer"])
+
+    def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
+        return [{"id": row["id"]} | self.count(row["id"]) for row in shard]
 
 
 def sparse(matrix: np.ndarray) -> str:
@@ -88,7 +98,11 @@ def summed(texts: Sequence[str], classes: int) -> np.ndarray:
 
 def grade_generalised(exam: Ref, frames: Ref, fold: int, **head: Any) -> pd.DataFrame:
     """All scores of one exam as rows, in the three conventions (`models.generalised_metrics.score_rows`)."""
-    table, opened = places.store().rows(exam), open_frames(frames)
+    return graded(places.store().rows(exam), open_frames(frames), fold, **head)
+
+
+def graded(table: pd.DataFrame, opened: Frames, fold: int, **head: Any) -> pd.DataFrame:
+    """The same of the rows of an exam and opened frames."""
     base, novel, classes = opened.base(fold), opened.novel(fold), len(opened.classes)
     every, single = (summed(table[name], classes) for name in ("all", "single"))
     bam = score_rows(single, base, novel, ("bam",), fold=fold, **head).query("metric != 'iou'")

@@ -70,6 +70,8 @@ def check_directions(settings: TranslateSettings) -> None:
         raise UsageError(f"translate.directions holds {sorted(unknown)}; choose from {', '.join(CHANNELS)}.")
     if "rgb_lightness" in settings.directions and "lightness" not in settings.directions:
         raise UsageError("rgb_lightness is drawn from lightness; add lightness to translate.directions.")
+    if "thermal" in settings.directions and hasattr(find(GENERATORS, settings.generator), "fit"):
+        raise UsageError("The direction thermal has to be learnt; use translate.generator=syndiff.")
 
 
 def check(settings: TranslateSettings, frames: Frames) -> None:
@@ -105,8 +107,8 @@ def adversarial_loop(config: dict) -> None:
         infrared, visible, others = (batch.to(device) for batch in draw(rng))
         losses = {}
         for direction, adversaries in trained.items():
-            source = _view(others, "lightness") if SOURCES[direction] == "lightness" else infrared
-            step_losses = adversaries.iterate(source, _view(visible, direction), step)
+            source, target = _pair(direction, infrared, visible, others)
+            step_losses = adversaries.iterate(source, target, step)
             losses |= {f"{direction}_{name}": loss for name, loss in step_losses.items()}
         if step % LOG_EVERY == 0 or step + 1 == settings.iterations:
             checkpoints.log(step, **losses)
@@ -141,6 +143,13 @@ class Crops:
         s, ids, read = self.settings, self.ids[domain], self.read[domain]
         chosen = [ids[i] for i in rng.integers(len(ids), size=s.batch)]
         return torch.stack([random_crop(read(id), s.crop, s.short_side, rng) for id in chosen])
+
+
+def _pair(direction: str, infrared: Tensor, visible: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """What a direction starts from, and what it is to look like."""
+    if direction == "thermal":
+        return _view(visible, "lightness"), infrared
+    return _view(others, "lightness") if SOURCES[direction] == "lightness" else infrared, _view(visible, direction)
 
 
 def _view(visible: Tensor, direction: str) -> Tensor:
@@ -181,6 +190,10 @@ def write(folder: Path, translators: dict, frames: Frames, seed: int, rows: int 
         translator.save(folder / direction)
     ids = infrared_domain(frames)
     shown = {"infrared": [frames.infrared(id) for id in ids[:: max(1, len(ids) // rows)][:rows]]}
+    if "thermal" in translators:
+        from models.generators.pictures import lightness_picture
+
+        shown["visible"] = [lightness_picture(frames.visible(id)) for id in visible_domain(frames)[:rows]]
     for name in [name for name in CHANNELS if name in translators]:
         sources = shown[SOURCES[name]]
         shown[name] = translators[name].translate(sources, [seed] * len(sources))

@@ -7,17 +7,21 @@ again. Batches take the classes in turns: a run that is cut short is balanced.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from models.distinct import choose_distinct
 from models.frames import png_bytes
-from models.generators.inspection import QualitySettings, is_collage, perceptual_hash
+from models.generators.inspection import QualitySettings, class_margins, is_collage, open_judge, perceptual_hash
 from models.generators.text2image import PictureSettings, TextToImage, picture_seed
+from models.generators.words import class_words
 from tasks import places
 from tasks.fanout import Compute, fan_out
 from tasks.propose import accepted_prompts
@@ -25,7 +29,7 @@ from tasks.stage import stage
 from tasks.store import Ref
 
 KIND = "imagined"
-PICTURE_COLUMNS = ("id", "class_id", "text", "seed", "status", "attempts", "picture", "hash")
+PICTURE_COLUMNS = ("id", "class_id", "text", "seed", "status", "attempts", "picture", "hash", "margin", "embedding")
 CODE = ("tasks.imagine", "models.generators.text2image", "models.generators.inspection", "models.frames")
 
 
@@ -33,22 +37,30 @@ CODE = ("tasks.imagine", "models.generators.text2image", "models.generators.insp
 class ImagineSettings:
     """per_class: pictures of each novel class; prompts are reused with other seeds until there are enough.
 
-    picture: how one is drawn; its pipeline "foundation" is the recipe's own. quality: which are set aside.
+    picture: how one is drawn; its pipeline "foundation" is the recipe's own. quality: which are set aside. judge: id or
+    folder of a CLIP that says whether a picture shows its class, and which are copies; "" for none.
     """
 
     per_class: int = 400
     picture: PictureSettings = field(default_factory=PictureSettings)
     quality: QualitySettings = field(default_factory=QualitySettings)
+    judge: str = ""
 
 
 @stage("imagine")
 def imagine(prompts: Ref, foundation: Ref | None, settings: ImagineSettings, compute: Compute) -> Ref:
     """Pictures of kind "imagined". Rows: id of a batch, and `pictures` (JSON), which `pictures_of` unfolds."""
     rows = batches(accepted_prompts(prompts), settings)
-    chosen = {"picture": settings.picture, "quality": settings.quality}
+    chosen = {"picture": settings.picture, "quality": settings.quality, "judge": settings.judge,
+              "nouns": nouns_of(prompts) if settings.judge else []}
     inputs = [foundation] if foundation and settings.picture.pipeline == "foundation" else []
     return fan_out(Imagine, rows, chosen, compute, kind=KIND, inputs=inputs, code=CODE,
                    extra={"prompts": prompts.digest})
+
+
+def nouns_of(prompts: Ref) -> list[str]:
+    """What the classes of the dataset are called, by class id - 1."""
+    return [class_words(name).noun for name in places.store().manifest(prompts)["meta"]["classes"]]
 
 
 def batches(prompts: pd.DataFrame, settings: ImagineSettings) -> list[dict]:
@@ -77,8 +89,11 @@ class Imagine:
 
         chosen: PictureSettings = settings["picture"]
         folder = str(inputs[0] / "pipeline") if inputs else chosen.pipeline
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.quality: QualitySettings = settings["quality"]
-        self.generator = TextToImage.open(chosen, "cuda" if torch.cuda.is_available() else "cpu", folder)
+        self.nouns = settings["nouns"]
+        self.judge = open_judge(settings["judge"], device) if settings["judge"] else None
+        self.generator = TextToImage.open(chosen, device, folder)
 
     def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
         return [self.batch(row, draft) for row in shard]
@@ -90,13 +105,26 @@ class Imagine:
         return {"id": row["id"], "pictures": json.dumps(kept)}
 
     def _keep(self, job: dict, drawn: Any, draft: Any) -> dict:
-        facts = {**job, "status": drawn.status, "attempts": drawn.attempts, "picture": None, "hash": None}
+        facts = dict.fromkeys(PICTURE_COLUMNS) | job | {"status": drawn.status, "attempts": drawn.attempts}
         if drawn.picture is None:
             return facts
         name = f"images/{job['class_id']:03d}/{job['id']}.png"
         draft.write(name, png_bytes(drawn.picture))
-        status = "collage" if is_collage(drawn.picture, self.quality) else "ok"
-        return facts | {"status": status, "picture": name, "hash": f"{perceptual_hash(drawn.picture):016x}"}
+        seen = {"picture": name, "hash": f"{perceptual_hash(drawn.picture):016x}"} | self._judged(drawn.picture, job)
+        if is_collage(drawn.picture, self.quality):
+            return facts | seen | {"status": "collage"}
+        least = self.quality.margin
+        wrong = None not in (least, seen.get("margin")) and seen["margin"] <= least
+        return facts | seen | {"status": "wrong class" if wrong else "ok"}
+
+    def _judged(self, picture: np.ndarray, job: dict) -> dict:
+        """margin: the asked class's lead over all others; embedding: of the picture, float16 in base64. Alone, so that
+        neither depends on what else is in the batch."""
+        if self.judge is None:
+            return {}
+        (margin,), (embedding,) = class_margins(*self.judge, [picture], self.nouns, job["class_id"] - 1)
+        stored = base64.b64encode(embedding.astype(np.float16).tobytes()).decode()
+        return {"margin": round(float(margin), 6), "embedding": stored}
 
 
 def pictures_of(imagined: Ref) -> pd.DataFrame:
@@ -111,7 +139,7 @@ def unfold(rows: pd.DataFrame, columns: Sequence[str] = PICTURE_COLUMNS) -> pd.D
 
 
 def distinct_pictures(table: pd.DataFrame, quality: QualitySettings) -> pd.DataFrame:
-    """The good pictures, less those whose hash is near that of an earlier one of their class, in order."""
+    """The good pictures, less those whose hash or embedding is near that of an earlier one of their class, in order."""
     from models.generators.inspection import hamming
 
     held: dict[int, list[int]] = {}
@@ -122,4 +150,15 @@ def distinct_pictures(table: pd.DataFrame, quality: QualitySettings) -> pd.DataF
         kept.append(own is not None and all(hamming(own, other) > quality.hash_distance for other in seen))
         if kept[-1]:
             seen.append(own)
-    return table[kept].reset_index(drop=True)
+    return _without_copies(table[kept].reset_index(drop=True), quality.copy)
+
+
+def _without_copies(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Less those whose embedding (float16 in base64) has a cosine of `threshold` with an earlier one of their class."""
+    fresh = pd.Series(True, table.index)
+    for _, part in table[table["embedding"].notna()].groupby("class_id"):
+        rows = np.stack([np.frombuffer(base64.b64decode(text), np.float16) for text in part["embedding"]])
+        rows = rows.astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        fresh[part.index] = choose_distinct(rows, threshold).accepted
+    return table[fresh].reset_index(drop=True)

@@ -67,7 +67,7 @@ def propose(frames: Ref, foundation: Ref | None, fold: int, settings: ProposeSet
         return found
     embed = text_embedder(open_encoders(pipeline_folder(settings.pipeline, foundation)), settings.bank.embed)
     banks = banks_of(opened, fold, settings, embed)
-    meta = {"fold": fold, "stopped": {name: bank.stopped for name, bank in banks.items()}}
+    meta = {"fold": fold, "classes": opened.classes, "stopped": {name: bank.stopped for name, bank in banks.items()}}
     return store.draft("prompts", digest).commit(pd.concat([b.table for b in banks.values()], ignore_index=True), meta)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tasks.register import Version
     from tasks.tracking import Run
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATES = Path(__file__).parent
 ORDER = ("fusion", "infrared", "rgb", "prototype")  # any other stream follows
 CAPTIONS = {
     "grid": "Episodes of the exam, the same every night. The number is the IoU of that picture, in points.",
@@ -57,7 +57,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON: nested plain values, NaN as None."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
 
 @stage("report")
@@ -78,7 +78,7 @@ def report(
     labels = run.labels if run else {}
     files = {
         "report.html": page(outcome, settings, pictures, list(refined), labels).encode(),
-        "scores.json": json.dumps(_plain(outcome.scores), indent=1, allow_nan=False).encode(),
+        "scores.json": json.dumps(plain(outcome.scores), indent=1, allow_nan=False).encode(),
         "scores.md": markdown(outcome.scores).encode(),
         **{f"{name}.png": data for name, data in pictures.items()},
     }
@@ -124,24 +124,35 @@ def page(
     labels: Mapping[str, str],
 ) -> str:  # fmt: skip
     """The HTML page, complete in itself."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from models.plots import STREAM_COLOURS, STREAM_TITLES
 
+    return render(
+        "report.html", outcome, settings=settings, labels=labels, verdict=outcome.verdict,
+        scores=score_table(outcome.scores),
+        differences=[row for row in outcome.scores["differences"] if row["miou"]["value"] is not None],
+        titles=STREAM_TITLES, colours=STREAM_COLOURS, pictures=embedded(pictures, CAPTIONS), captions=CAPTIONS,
+        layers=layer_table(outcome.pictures), refined=refined, points=_points,
+    )  # fmt: skip
+
+
+def render(template: str, outcome: Any, **shown: Any) -> str:
+    """A page of this folder, with what all of them show of an outcome: recipe, run key, stages."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     seconds = sum(done.seconds for done in outcome.stages)
-    return environment.get_template(TEMPLATE.name).render(
-        outcome=outcome, verdict=outcome.verdict, scores=score_table(outcome.scores),
-        differences=[row for row in outcome.scores["differences"] if row["miou"]["value"] is not None],
-        titles=STREAM_TITLES, colours=STREAM_COLOURS, seconds=seconds, slowest=_slowest(outcome.stages),
-        pictures={name: base64.b64encode(pictures[name]).decode() for name in CAPTIONS if name in pictures},
-        captions=CAPTIONS, layers=layer_table(outcome.pictures),
-        refined=refined, settings=settings, labels=labels, made=datetime.now().astimezone(),
-        points=_points, duration=duration,
+    return environment.get_template(template).render(
+        outcome=outcome, seconds=seconds, slowest=_slowest(outcome.stages), made=datetime.now().astimezone(),
+        duration=duration, **shown,
     )  # fmt: skip
+
+
+def embedded(pictures: Mapping[str, bytes], names: Iterable[str]) -> dict[str, str]:
+    """The named ones among pictures (PNG bytes), in base64."""
+    return {name: base64.b64encode(pictures[name]).decode() for name in names if name in pictures}
 
 
 def score_table(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,11 +263,12 @@ def _outcomes() -> list[Path]:
     return list((places.home() / "runs").glob("*/outcome.json"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Ready for JSON: mappings with text keys, lists, and None for what is not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -21,7 +21,7 @@ from models.episode import class_index, draw, train_label
 from models.errors import UsageError
 from models.frames import Frames, read_png
 from models.geometry import Canvas
-from models.labelling import register_supports
+from models.labelling import LAST, register_supports
 from models.segmenters.generalised import (
     ROLES,
     ClassSpace,
@@ -82,12 +82,14 @@ class BaseJob:
 
 @dataclass(frozen=True)
 class JointJob:
-    """supports: novel class -> ids. truth: real training frames with their masks take the place of synthetic ones."""
+    """supports: novel class -> ids. truth: real training frames with their masks take the place of synthetic ones.
+    upto: how far the labelling went whose labels are learnt from (`models.labelling.LAST`)."""
 
     settings: GeneralisedSettings
     fold: int
     supports: Mapping[int, tuple[str, ...]]
     truth: bool = False
+    upto: str = "sabr"
 
 
 @stage("train_generalised_base")
@@ -102,12 +104,12 @@ def train_generalised_base(
 @stage("train_joint")
 def train_joint(
     frames: Ref, encoder: Ref, base: Ref, synthetic: tuple[Ref, Ref] | None, supports: Mapping[int, Sequence[str]],
-    settings: GeneralisedSettings, fold: int, compute: Compute, truth: bool = False,
+    settings: GeneralisedSettings, fold: int, compute: Compute, truth: bool = False, upto: str = "sabr",
 ) -> Ref:
     """The model of one fold and one list of supports; kind "generalised". synthetic: the pictures (`tasks.imagine`) and
     their labels (`tasks.label`), or None for supports alone. truth: the ceiling, every training frame of the novel
-    classes with its real mask."""
-    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth)
+    classes with its real mask. upto: which of the labels."""
+    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto)
     inputs = [frames, encoder, base, *(synthetic or ())]
     return fit(joint_loop, "generalised", inputs, job, CODE, compute)
 
@@ -134,20 +136,34 @@ def base_loop(config: dict) -> None:
 def joint_loop(config: dict) -> None:
     """Every step: base, synthetic and support frames in one batch, one step of the joint loss."""
     job: JointJob = config["settings"]
-    settings, parts = job.settings, Parts.open(config["folders"], job.settings, job.fold, job.truth)
-    teacher = load_model(config["folders"][2]).to(parts.device).frozen()
-    model = load_model(config["folders"][2]).to(parts.device)
-    shown = support_pictures(parts.frames, settings.layer, job.supports)
-    register_supports(model, parts.encoder, shown, parts.bank.canvas)
-    optimiser = optimiser_of(model, settings.joint)
-    checkpoints = Checkpoints(config, settings.joint.steps, model=model, optimiser=optimiser)
+    settings, parts = job.settings, Parts.open(config["folders"], job.settings, job.fold, job.truth, job.upto)
+    joint = Joint(parts, config["folders"][2], settings, job.supports)
+    checkpoints = Checkpoints(config, settings.joint.steps, model=joint.model, optimiser=joint.optimiser)
     for step in range(checkpoints.restore(), settings.joint.steps):
-        seed_step(settings.seed, step)
-        keys = joint_keys(parts.base, parts.synthetic, job.supports, settings.joint.mix, settings.seed, step)
+        _note(checkpoints, step, settings.joint.steps, settings.checkpoint_every, joint.step(step))
+    checkpoints.finish(lambda folder: save_model(folder, joint.model, size=settings.size, layer=settings.layer))
+
+
+class Joint:
+    """One joint training: the base model with the supports registered, its frozen copy, and an optimiser."""
+
+    def __init__(
+        self, parts: Parts, base: Path, settings: GeneralisedSettings, supports: Mapping[int, Sequence[str]],
+    ) -> None:
+        self.parts, self.settings, self.supports = parts, settings, supports
+        self.teacher = load_model(base).to(parts.device).frozen()
+        self.model = load_model(base).to(parts.device)
+        shown = support_pictures(parts.frames, settings.layer, supports)
+        register_supports(self.model, parts.encoder, shown, parts.bank.canvas)
+        self.optimiser = optimiser_of(self.model, settings.joint)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One step down the joint loss; returns the losses, detached. What it draws depends on (seed, step) alone."""
+        chosen, parts = self.settings.joint, self.parts
+        seed_step(self.settings.seed, step)
+        keys = joint_keys(parts.base, parts.synthetic, self.supports, chosen.mix, self.settings.seed, step)
         batch = JointBatch(*parts.batch(keys))
-        losses = joint_step(model, teacher, optimiser, batch, settings.joint, step)
-        _note(checkpoints, step, settings.joint.steps, settings.checkpoint_every, losses)
-    checkpoints.finish(lambda folder: save_model(folder, model, size=settings.size, layer=settings.layer))
+        return joint_step(self.model, self.teacher, self.optimiser, batch, chosen, step)
 
 
 def _note(checkpoints: Checkpoints, step: int, steps: int, every: int, losses: Mapping[str, Tensor]) -> None:
@@ -163,15 +179,15 @@ def _note(checkpoints: Checkpoints, step: int, steps: int, every: int, losses: M
 class Parts:
     """What both loops read: frames, an encoder, synthetic pictures with labels, and batches of all of them.
 
-    synthetic: novel class -> ids of the pictures that are fit for training. It stands in for `models.views.Views` in
-    the feature bank.
+    synthetic: novel class -> ids of the pictures that are fit for training, by their labels at the end of `upto`. It
+    stands in for `models.views.Views` in the feature bank; `bank`: one to share, which then reads these pictures.
     """
 
     def __init__(
         self, frames: Frames, encoder: Encoder, synthetic: Sequence[Path], settings: GeneralisedSettings, fold: int,
-        truth: bool = False,
+        truth: bool = False, upto: str = "sabr", bank: FeatureBank | None = None,
     ) -> None:
-        self.frames, self.settings, self.encoder = frames, settings, encoder
+        self.frames, self.settings, self.encoder, self.last = frames, settings, encoder, LAST[upto]
         self.space = ClassSpace(frames.base(fold), frames.novel(fold))
         self.base = [id for id in frames.ids("train") if frames.has(id, settings.layer) and frames.has(id, "label")]
         self.files: dict[str, dict[str, Path]] = {}
@@ -181,18 +197,22 @@ class Parts:
         elif truth:
             self.synthetic |= class_index(frames, self.space.novel)
         self.device = encoder.mean.device
-        self.bank = FeatureBank(encoder, self, Canvas(settings.size), int(settings.cache_gb * 2**30))
+        self.bank = bank or FeatureBank(encoder, self, Canvas(settings.size), int(settings.cache_gb * 2**30))
+        self.bank.views = self
 
     @classmethod
-    def open(cls, folders: Sequence[Path], settings: GeneralisedSettings, fold: int, truth: bool = False) -> Parts:
+    def open(
+        cls, folders: Sequence[Path], settings: GeneralisedSettings, fold: int, truth: bool = False, upto: str = "sabr",
+    ) -> Parts:
         encoder = load_encoder(folders[1]).to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth)
+        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto)
 
     def _list(self, imagined: Path, labelled: Path) -> None:
         """Note the synthetic pictures whose labels are fit for training."""
         for row in unfold(pd.read_parquet(labelled / "rows.parquet"), LABEL_COLUMNS).to_dict("records"):
-            if row["status"] == "ok":
-                self.files[row["id"]] = {"picture": imagined / row["picture"], "label": labelled / row["label"]}
+            if row["statuses"][self.last] == "ok":
+                path = labelled / row["labels"][self.last]
+                self.files[row["id"]] = {"picture": imagined / row["picture"], "label": path}
                 self.synthetic[int(row["class_id"])].append(row["id"])
 
     def picture(self, id: str, role: str) -> np.ndarray:

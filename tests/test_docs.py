@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.catalogue import STUDIES, recipes
 from flows.cli import app
 from flows.overrides import override
-from flows.recipes import RECIPES, named
+from flows.recipes import named
 from models import DATASETS, FUSERS, GENERATORS, SEGMENTERS
 
 ROOT = Path(__file__).parent.parent
@@ -75,16 +76,18 @@ def test_every_verb_is_in_the_table_and_the_reverse() -> None:
 
 
 def test_every_recipe_is_in_the_table_and_the_reverse() -> None:
-    assert table("README.md", "Recipes") == list(RECIPES)
+    assert table("README.md", "Recipes") == list(recipes())
 
 
 def test_a_recipe_that_is_named_exists() -> None:
     named = {line.split()[2] for _, line in commands("thermofuse run") if "--help" not in line}
-    assert named <= set(RECIPES)
+    assert named <= set(recipes())
     deployed = yaml.safe_load(text("prefect.yaml"))["deployments"]
-    assert {entry["parameters"]["recipe"] for entry in deployed} <= set(RECIPES)
+    assert {entry["parameters"]["recipe"] for entry in deployed} <= set(recipes())
     makefile = re.findall(r"thermofuse run (\S+)", text("Makefile"))
-    assert set(makefile) <= set(RECIPES) and makefile
+    assert set(makefile) <= set(recipes()) and makefile
+    studied = {tuple(line.split()[2:4]) for _, line in commands("thermofuse study") if "--help" not in line}
+    assert {name for name, _ in studied} <= set(STUDIES) and {name for _, name in studied} <= set(recipes())
 
 
 @pytest.mark.parametrize("line", [line for line in THERMOFUSE if "--set" in line])
@@ -97,7 +100,7 @@ def test_a_setting_that_is_set_exists(line: str) -> None:
 def test_list_names_everything(thermofuse_home: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "flows.cli", "list"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for name in [*DATASETS, *GENERATORS, *FUSERS, *SEGMENTERS, *RECIPES]:
+    for name in [*DATASETS, *GENERATORS, *FUSERS, *SEGMENTERS, *recipes(), *STUDIES]:
         assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.stdout), name
 
 

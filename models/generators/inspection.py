@@ -14,7 +14,7 @@ import torch
 from scipy.fft import dctn
 from skimage.transform import resize
 
-from models.distinct import choose_distinct
+from models.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -85,31 +85,13 @@ def class_margins(
     return (own - cosines.amax(1)).numpy(), images.numpy()
 
 
-def verdicts(
-    pictures: Sequence[np.ndarray], settings: QualitySettings, margins: np.ndarray | None = None,
-    embeddings: np.ndarray | None = None, hashes: Sequence[int] = (),
-) -> list[str]:
-    """"ok", "collage", "wrong class", "same hash" or "copy" for each picture of one class, in order.
 
-    hashes: of pictures that were accepted before. The first of several alike stays.
-    """
-    held, found = list(hashes), []
-    for i, picture in enumerate(pictures):
-        own = perceptual_hash(picture)
-        if is_collage(picture, settings):
-            found.append("collage")
-        elif margins is not None and settings.margin is not None and margins[i] <= settings.margin:
-            found.append("wrong class")
-        elif any(hamming(own, other) <= settings.hash_distance for other in held):
-            found.append("same hash")
-        else:
-            found.append("ok")
-            held.append(own)
-    return found if embeddings is None else _without_copies(found, embeddings, settings.copy)
+def open_judge(name: str, device: str = "cpu") -> tuple[Any, Any]:
+    """(model, processor) of a CLIP by id or folder, for `class_margins`. Raises UsageError when there is none."""
+    from transformers import CLIPModel, CLIPProcessor
 
-
-def _without_copies(found: list[str], embeddings: np.ndarray, threshold: float) -> list[str]:
-    usable = [i for i, verdict in enumerate(found) if verdict == "ok"]
-    kept = choose_distinct(embeddings[usable], threshold).accepted
-    copies = {i for i, accepted in zip(usable, kept, strict=True) if not accepted}
-    return ["copy" if i in copies else verdict for i, verdict in enumerate(found)]
+    try:
+        return CLIPModel.from_pretrained(name).to(device).eval(), CLIPProcessor.from_pretrained(name)
+    except OSError as error:
+        reason = f"There is no CLIP {name!r} here or on the hub; set imagine.judge to a folder, an id, or nothing."
+        raise UsageError(reason) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SOURCES = {"lightness": "infrared", "rgb": "infrared", "rgb_lightness": "lightness"}
-CHANNELS = {"lightness": 1, "rgb": 3, "rgb_lightness": 3}
+SOURCES = {"lightness": "infrared", "rgb": "infrared", "rgb_lightness": "lightness", "thermal": "visible"}
+CHANNELS = {"lightness": 1, "rgb": 3, "rgb_lightness": 3, "thermal": 1}
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class TranslateSettings:
 
     generator               name in GENERATORS; "thermal" needs no training and no visible pictures
     directions              translators to fit, out of "lightness" and "rgb" (from infrared, to 1 and 3 channels) and
-                            "rgb_lightness" (lightness to RGB); without the last, the RGB one is applied to lightness
+                            "rgb_lightness" (lightness to RGB; without it, the RGB one is applied to lightness); and
+                            "thermal", the way back from the lightness of visible pictures to infrared
     splits                  splits of the frames that `synthesise` translates
     seed                    of training; also of the noise, together with the frame's id
 

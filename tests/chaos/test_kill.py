@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -29,8 +29,8 @@ PATIENCE = 900
 class Trial:
     """One home and store, and the commands run in them; every process of a command carries this trial's mark."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.mark = folder, uuid.uuid4().hex
+    def __init__(self, folder: Path, command: Sequence[str] = NIGHT):
+        self.folder, self.mark, self.command = folder, uuid.uuid4().hex, list(command)
         self.store = folder / "store"
         self.environment = os.environ | {
             "THERMOFUSE_HOME": str(folder / "home"),
@@ -46,7 +46,8 @@ class Trial:
         self.logs += 1
         with (self.folder / f"{self.logs}.log").open("w") as log:
             return subprocess.Popen(
-                NIGHT, env=self.environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+                self.command, env=self.environment, stdout=subprocess.PIPE, stderr=log, text=True,
+                start_new_session=True,
             )
 
     def log(self, number: int | None = None) -> str:
@@ -82,14 +83,15 @@ class Trial:
             psutil.wait_procs(living, timeout=5)
         return killed
 
-    def kill_when(self, reached: Callable[[], bool]) -> None:
+    def kill_when(self, reached: Callable[[], bool], least: int = 1) -> None:
+        """Start the command, and kill it with more than `least` processes as soon as `reached` says so."""
         night = self.start()
         deadline = time.monotonic() + PATIENCE
         while not reached():
             assert night.poll() is None, f"ended before it could be killed\n{self.log()}"
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
-        assert self.kill() > 1
+        assert self.kill() > least
         night.wait(timeout=30)
         night.stdout.close()
 

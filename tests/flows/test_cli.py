@@ -186,23 +186,6 @@ def test_predict_passes_what_it_was_told(monkeypatch, capfd, tmp_path):
     assert capfd.readouterr().out == f"{out}: 25.0 % of the image\n"
 
 
-def test_recipes_are_read_without_running_their_module():
-    source = """
-        raise SystemExit("never executed")
-        def smoke():
-            '''A minute.
-
-            More.'''
-        def msrs(shots):
-            '''An hour.'''
-        RECIPES: dict = {"smoke": smoke, "smoke2": smoke(), "msrs": lambda: msrs(1), "bare": 3}
-    """
-    assert display.read_recipes(textwrap.dedent(source)) == {
-        "smoke": "A minute.", "smoke2": "A minute.", "msrs": "An hour.", "bare": "",
-    }  # fmt: skip
-    assert display.read_recipes("x = 1") == {}
-
-
 def test_bars_follow_the_steps(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -294,6 +277,8 @@ def test_list_imports_no_engine(thermofuse_home):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "  toy " in done.stdout
     assert "  smoke " in done.stdout
+    assert "  toy-gfss " in done.stdout
+    assert "  ablation " in done.stdout
     heavy = {"torch", "ray", "prefect", "mlflow", "pandas", "numpy"}
     assert not heavy & set(done.stderr.replace("'", "").strip("[]\n").split(", "))
 
@@ -303,7 +288,7 @@ def test_help_and_version_go_to_stdout(capfd):
     assert "rollback" in capfd.readouterr().out
     assert main(["--version"]) == 0
     assert capfd.readouterr().out.strip().count(".") == 2
-    assert {"run", "show", "list", "predict", "fuse", "promote", "rollback"} <= set(app)
+    assert {"run", "study", "show", "list", "predict", "fuse", "promote", "rollback"} <= set(app)
 
 
 def test_fuse_writes_pictures_and_says_how_good_they_are(tmp_path, capfd):
@@ -323,3 +308,27 @@ def test_fuse_writes_pictures_and_says_how_good_they_are(tmp_path, capfd):
     assert (tmp_path / "out" / "a.png").is_file()
     assert main(["fuse", str(tmp_path), "--fuser", "segmif", "--out", str(tmp_path / "out")]) == 2
     assert "has to be fitted first" in capfd.readouterr().err
+
+
+def test_a_study_gets_its_recipe_and_seeds(night, capfd, monkeypatch):
+    told = []
+    gains = dict.fromkeys(("over_a", "over_a_low", "over_a_high"))
+    row = {"row": "a", "about": "", "miou": 40.0, "low": 38.0, "high": 42.0, **gains}
+    found = {"study": "mix", "key": "k", "references": ["a"], "rows": [row], "report": {"table.md": "/r/table.md"}}
+
+    def study(*asked):
+        told.append(asked)
+        return type("Outcome", (), {"as_dict": lambda self: found})()
+
+    module = ModuleType("flows.studies")
+    module.study = study
+    monkeypatch.setitem(sys.modules, "flows.studies", module)
+    assert main(["study", "mix", "smoke", "--seeds", "2", "--set", "steps=3", "--json"]) == 0
+    assert told == [("mix", Recipe("smoke", 3), (510, 365))]
+    assert json.loads(capfd.readouterr().out) == found
+    assert main(["study", "mix", "smoke"]) == 0
+    assert "38.0–42.0" in capfd.readouterr().out
+    for wrong in (["study", "mixx", "smoke"], ["study", "mix", "nosuch"], ["study", "mix", "smoke", "--seeds", "6"]):
+        assert main(wrong) == 2
+        assert "choose one of" in (error := capfd.readouterr().err) or "from 1 to 5" in error
+    assert len(told) == 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import contextmanager
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 
-from flows.generalised import scores
-from flows.generalised_recipes import Step, toy
+from flows.generalised import compared, foundation, foundation_of, generalised, lesson
+from flows.generalised_recipes import STEPS, toy
 from models.boundary import BoundarySettings
 from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
@@ -20,12 +21,14 @@ from models.relabel import RelabelSettings
 from models.segmenters.generalised import JointSettings
 from models.small_sam import SmallSAMSettings
 from tasks import places
+from tasks.carry import CarrySettings
 from tasks.fit_foundation import FoundationSettings
 from tasks.freeze_encoder import freeze_encoder
 from tasks.imagine import ImagineSettings
 from tasks.label import LabelStage
 from tasks.prepare import DataSettings, prepare
 from tasks.propose import ProposeSettings
+from tasks.report import load_outcome
 from tasks.shots import ShotSettings
 from tasks.store import digest_of
 from tasks.train_generalised import GeneralisedSettings
@@ -37,7 +40,7 @@ SIZE = (48, 64)
 ANY = QualitySettings(seam=1e9, frame=2.0, hash_distance=-1)  # what hardly learnt to draw may draw alike
 TINY = toy(
     "tiny", data=DataSettings("toy", fold=0, options={"size": SIZE, "train": 40, "test": 12, "objects": (1, 3)}),
-    encoder=ENCODER, shots=ShotSettings(min_pixels=30),
+    encoder=ENCODER, shots=ShotSettings(min_pixels=30, seeds=(5,)), steps=(STEPS[0], STEPS[2], *STEPS[4:]),
     foundation=FoundationSettings(
         pipeline=ToyPipelineSettings(size=SIZE, autoencoder=8, denoiser=(16, 32), text=32, autoencoder_steps=30,
                                      autoencoder_batch=2, steps=4, batch=2),
@@ -52,7 +55,7 @@ TINY = toy(
         relabel=RelabelSettings(tau=0.1, min_target=0.0, max_ignored=1.0),
     ), quality=ANY),
     train=GeneralisedSettings(size=SIZE, layer="visible", width=16, steps=10, batch=4,
-                              joint=JointSettings(mix=(2, 2, 1), steps=10)),
+                              joint=JointSettings(mix=(2, 2, 1), steps=6)),
 )
 
 
@@ -76,44 +79,72 @@ class Loops:
         return draft.commit(None, meta or {}, count=1)
 
 
+@contextmanager
+def in_process(folder):
+    """Fan-outs and loops in this process; yields what they do."""
+    shards, loops = Shards(4), Loops(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        fanned = "prepare imagine label carry compare_generalised evaluate_generalised judge_labels"
+        for module in fanned.split():
+            patch.setattr(f"tasks.{module}.fan_out", shards)
+        for module in ("train_generalised", "fit_foundation"):
+            patch.setattr(f"tasks.{module}.fit", loops)
+            patch.setattr(f"tasks.{module}.Checkpoints", Kept)
+        yield shards, loops
+
+
 @pytest.fixture
-def here(thermofuse_home, tmp_path, monkeypatch):
-    """Fan-outs and loops in this process; what they did."""
-    shards, loops = Shards(4), Loops(tmp_path)
-    for module in ("prepare", "imagine", "label", "evaluate_generalised"):
-        monkeypatch.setattr(f"tasks.{module}.fan_out", shards)
-    for module in ("train_generalised", "fit_foundation"):
-        monkeypatch.setattr(f"tasks.{module}.fit", loops)
-        monkeypatch.setattr(f"tasks.{module}.Checkpoints", Kept)
-    return shards, loops
+def here(thermofuse_home, mlflow_uri, tmp_path):
+    with in_process(tmp_path) as done:
+        yield done
 
 
-def test_every_step_of_the_study_is_scored_and_shares_what_it_can(here):
+def test_a_night_is_scored_shown_and_shares_what_it_can(here):
+    shards, loops = here
+    night = generalised.fn(TINY)
+    rows = night.scores["rows"]
+    assert [row["row"] for row in rows] == ["supports", "hdig", "sabr", "real_masks"]
+    assert all(0 <= row[name] <= 100 for row in rows for name in ("base", "novel"))
+    assert {row["protocol"] for row in night.scores["conventions"]} == {"capl", "diam", "bam"}
+    kept = {row["metric"]: row["value"] for row in night.scores["model"] if row["protocol"] == "diam"}
+    assert 100 * kept["base"] == pytest.approx(rows[2]["base"], abs=3), "the kept model is that of the last step"
+    assert loops.ran == ["generalised_base", "foundation", "generalised"], "one model, of the whole method"
+    assert shards.drawn.count("batch-000000") == 1 + 1, "one set of pictures, one of labels for all steps"
+    assert {"report", "scores.json", "scores.md", "steps", "drawn", "labels"} == set(night.report)
+    assert {"prepare", "propose", "imagine", "label", "compare_generalised"} <= {one.name for one in night.stages}
+    assert load_outcome("tiny")["run_key"] == night.run_key and json.dumps(night.as_dict(), allow_nan=False)
+
+    ran, drawn = len(loops.ran), len(shards.drawn)
+    again = generalised.fn(TINY)
+    assert len(loops.ran) == ran and len(shards.drawn) == drawn and again.scores == night.scores
+    assert again.run_key == night.run_key and again.models == night.models
+
+
+def test_a_foundation_night_leaves_what_the_next_night_finds(here):
+    _, loops = here
+    made = foundation.fn(replace(TINY, name="tiny-foundation"))
+    assert set(made.report) == {"report", "drawn"} and made.scores == {}
+    frames = prepare(TINY.data, TINY.compute)
+    assert foundation_of(TINY, frames, 0).uri == made.models[0] and loops.ran == ["foundation"]
+
+
+def test_other_supports_draw_no_picture_again(here):
+    frames, encoder = prepare(TINY.data, TINY.compute), freeze_encoder(TINY.encoder)
+    lessons = [lesson(TINY, frames, encoder, 0, seed) for seed in (123, 321)]
+    (pictures, labels), (same, others) = (one.synthetic["grammar"] for one in lessons)
+    assert pictures == same and labels != others and lessons[0].base == lessons[1].base
+    tables = [compared(TINY, frames, encoder, one) for one in lessons]
+    assert [set(table["seed"]) for table in tables] == [{123}, {321}]
+
+
+def test_infrared_pictures_are_drawn_and_labelled_in_visible_light(here):
     shards, loops = here
     frames, encoder = prepare(TINY.data, TINY.compute), freeze_encoder(TINY.encoder)
-    steps = [Step("supports"), Step("HDIG", "grammar", "predict"), Step("SABR", "grammar", "sabr"),
-             Step("ceiling", truth=True)]
-    table = pd.concat([scores(TINY, step, frames, encoder, 0, 123) for step in steps])
-    assert set(table["step"]) == {"supports", "HDIG", "SABR", "ceiling"}
-    assert set(table["protocol"]) == {"capl", "diam", "capl+diam", "bam"}
-    values = table[table["metric"] != "iou"]["value"].dropna()
-    assert values.between(0, 1).all() and len(values) > 20
-    assert loops.ran.count("generalised_base") == 1 and loops.ran.count("foundation") == 1
-    assert loops.ran.count("generalised") == 4
-    assert shards.drawn.count("batch-000000") == 1 + 2, "one set of pictures, two of labels"
-    ran, drawn = len(loops.ran), len(shards.drawn)
-    again = pd.concat([scores(TINY, step, frames, encoder, 0, 123) for step in steps])
-    assert len(loops.ran) == ran and len(shards.drawn) == drawn
-    pd.testing.assert_frame_equal(again, table)
-
-
-@pytest.mark.usefixtures("here")
-def test_other_supports_draw_no_picture_again():
-    frames, encoder = prepare(TINY.data, TINY.compute), freeze_encoder(TINY.encoder)
-    step = Step("APE", "grammar", "ape")
-    first = scores(TINY, step, frames, encoder, 0, 123)
-    pictures = len(list(places.store().blobs.path("imagined").iterdir()))
-    second = scores(TINY, step, frames, encoder, 0, 321)
-    assert len(list(places.store().blobs.path("imagined").iterdir())) == pictures == 1
-    assert len(list(places.store().blobs.path("labelled").iterdir())) == 2
-    assert set(first["seed"]) == {123} and set(second["seed"]) == {321}
+    seen = lesson(TINY, frames, encoder, 0, 5)
+    chosen = CarrySettings(rule=replace(TINY.label.rule, upto="ape"), frames=8)
+    warm = replace(TINY, train=replace(TINY.train, layer="infrared"), carry=chosen)
+    one = lesson(warm, frames, encoder, 0, 5)
+    assert {ref.kind for ref in one.synthetic["grammar"]} == {"carried"}
+    assert loops.ran == ["generalised_base", "foundation", "generalised_base"], "a base model for each light"
+    assert shards.drawn.count("batch-000000") == 3, "pictures and visible labels are those of the visible night"
+    assert one.base != seen.base and len(compared(warm, frames, encoder, one)) > 0

@@ -10,7 +10,18 @@ from matplotlib._pylab_helpers import Gcf
 from PIL import Image
 
 from models.errors import UsageError
-from models.plots import Example, contact_sheet, grid, iou, overlay, png, score_bars, stretch
+from models.plots import (
+    Example,
+    contact_sheet,
+    grid,
+    iou,
+    label_sheet,
+    overlay,
+    painted,
+    png,
+    score_bars,
+    stretch,
+)
 
 RED = (200, 20, 20)
 
@@ -125,3 +136,23 @@ def test_png_is_transparent_and_no_figure_is_registered_anywhere():
     assert picture.mode == "RGBA"
     assert picture.getpixel((picture.width // 2, 0))[3] == 0, "the margin shows the page"
     assert not Gcf.figs, "pyplot would keep every figure of a night alive"
+
+
+def test_a_painted_label_shows_every_class_in_its_own_colour():
+    label = np.zeros((12, 12), np.uint8)
+    label[1:5, 1:5], label[6:11, 6:11], label[0, 8] = 1, 3, 255
+    drawn = painted(np.full((12, 12, 3), 100, np.uint8), label, [RED, (0, 0, 0), (20, 200, 20)])
+    assert tuple(drawn[1, 1]) == RED and tuple(drawn[6, 6]) == (20, 200, 20)
+    assert tuple(drawn[2, 2]) == (140, 68, 68) and tuple(drawn[0, 0]) == (100, 100, 100)
+    assert tuple(drawn[0, 8]) == (114, 114, 114)
+
+
+def test_a_sheet_of_labels_has_a_row_per_picture_and_a_column_per_step():
+    rows = [(name, np.full((12, 12, 3), 90, np.uint8), {"Y0": square(), "Y1": square()}) for name in ("disc", "ring")]
+    figure = label_sheet(rows, [RED])
+    assert texts(figure) == ["Picture", "disc", "Y0", "Y1", "ring"]
+    assert [len(axis.images) for axis in figure.axes] == [1] * 6
+    with pytest.raises(UsageError, match="the same steps"):
+        label_sheet([rows[0], ("x", rows[0][1], {"Y0": square()})], [RED])
+    with pytest.raises(UsageError, match="at least one"):
+        label_sheet([], [RED])

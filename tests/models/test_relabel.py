@@ -154,6 +154,13 @@ def test_a_class_without_a_prototype_takes_its_local_one_or_none():
     assert found.prototypes[2].norm() == pytest.approx(1, abs=1e-5) and (found.label != 3).all()
 
 
+def test_a_prompted_class_may_come_in_though_nothing_of_it_was_kept():
+    truth = scene(1)
+    label = np.where(truth == 3, IGNORE, truth).astype(np.uint8)
+    asked, unasked = (relabel(label, features(truth), DIRECTIONS, PLAIN, prompted).label for prompted in ((3,), ()))
+    assert (asked[truth == 3] == 3).mean() > 0.5 and (unasked != 3).all()
+
+
 def test_a_second_pass_uses_what_the_first_one_filled():
     truth = scene(4)
     label = holed(truth, 4)

@@ -138,6 +138,24 @@ def test_lightness_to_rgb_learns_from_the_lightness_of_other_pictures(frames, tm
     assert third[0] == pytest.approx(1, abs=1e-3), "white, as the others are"
 
 
+def test_the_way_back_starts_from_visible_light_and_is_to_look_infrared(frames, tmp_path, monkeypatch):
+    from models.generators.adversaries import Adversaries
+
+    infrared, visible = torch.full((2, 1, 16, 16), -0.5), torch.ones(2, 3, 16, 16)
+    monkeypatch.setattr(stage.Crops, "__call__", lambda self, rng: (infrared, visible, visible[:0]))
+    seen = []
+    iterate = Adversaries.iterate
+    monkeypatch.setattr(Adversaries, "iterate", lambda self, source, target, step: (
+        seen.append((source, target)), iterate(self, source, target, step))[1])
+    made = run_loop(frames, replace(TINY, directions=("thermal",), iterations=1), tmp_path, monkeypatch)
+    ((source, target),) = seen
+    assert target is infrared and source.shape == (2, 1, 16, 16) and source.mean() == pytest.approx(1, abs=1e-3)
+    back, sheet = SynDiff.load(made / "thermal"), read_png(made / "contact.png")
+    assert (back.config["source"], back.config["target"]) == (1, 1) and sheet.shape == (3 * 24, 3 * 32, 3)
+    (expected,) = back.translate([sheet[:24, 32:64, 0]], [0])
+    assert np.array_equal(sheet[:24, 64:, 0], expected), "drawn from the lightness of a visible picture"
+
+
 def test_the_others_are_drawn_last_and_on_their_own(frames):
     opened = Frames.open(places.store().local(frames))
     two, three = (stage.Crops(opened, replace(x, batch=40))(np.random.default_rng(3)) for x in (TINY, THREE))
@@ -193,6 +211,7 @@ def test_without_visible_pictures_it_says_what_to_supply(thermofuse_home):
     ({"directions": ("x",)}, "'x'"),
     ({"directions": ("rgb", "rgb_lightness")}, "add lightness"),
     ({"directions": ("rgb", "rgb_lightness"), "generator": "thermal"}, "add lightness"),
+    ({"directions": ("thermal",), "generator": "thermal"}, "has to be learnt"),
 ])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused_before_anything_starts(frames, changes, sentence):
     with pytest.raises(UsageError, match=sentence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 
@@ -15,7 +16,10 @@ from tasks import places
 from tasks.fanout import Compute, Job, Tally
 from tasks.imagine import Imagine, ImagineSettings, batches, distinct_pictures, imagine, pictures_of, unfold
 from tasks.store import digest_of
+from tests.models.generators.test_inspection import clip
 from tests.models.generators.tiny import pipeline
+
+__all__ = ["clip"]  # a fixture
 
 PICTURE = PictureSettings("foundation", dtype="float32", size=(32, 32), steps=1, batch=3)
 SETTINGS = ImagineSettings(per_class=4, picture=PICTURE)
@@ -23,6 +27,7 @@ PROMPTS = pd.DataFrame({
     "prompt_uid": ["a0", "a1", "b0", "a2"], "class_id": [3, 3, 7, 3], "accepted": [True, True, True, False],
     "text": ["a car", "an old car", "a dog", "night"],
 })
+CLASSES = ("person", "tree", "car", "boat", "bird", "cow", "dog")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def folder(tmp_path_factory):
 
 def stored(folder):
     """Refs of the prompts and of the foundation models in the store of this moment."""
-    prompts = places.store().draft("prompts", "a" * 16).commit(PROMPTS, {})
+    prompts = places.store().draft("prompts", "a" * 16).commit(PROMPTS, {"classes": CLASSES})
     draft = places.store().draft("foundation", "b" * 16)
     draft.upload(folder)
     return prompts, draft.commit(None, {}, count=1)
@@ -149,7 +154,7 @@ def test_broken_pictures_are_told_and_no_file_is_written(refs, monkeypatch):
 
 def test_near_copies_and_broken_pictures_are_left_out():
     rows = pd.DataFrame({"id": list("abcde"), "class_id": [3, 3, 7, 3, 3], "hash": ["f0", "f1", "f0", None, "0f0f00"],
-                         "status": ["ok", "ok", "ok", "black", "ok"]})
+                         "status": ["ok", "ok", "ok", "black", "ok"], "embedding": None})
     assert list(distinct_pictures(rows, SETTINGS.quality)["id"]) == ["a", "c", "e"]
 
 
@@ -162,3 +167,28 @@ def test_a_named_pipeline_needs_no_foundation(folder):
     chosen = replace(PICTURE, pipeline=str(folder / "pipeline"))
     worker = Imagine({"picture": chosen, "quality": SETTINGS.quality}, [])
     assert len(worker.generator.draw(["a car"], [1])) == 1
+
+
+def test_a_judge_turns_down_what_shows_another_class(refs, clip, monkeypatch, tmp_path):
+    for part in clip:
+        part.save_pretrained(tmp_path / "clip")
+    plain = replace(SETTINGS.quality, seam=1e9, frame=2.0)
+    judged = replace(SETTINGS, judge=str(tmp_path / "clip"), quality=plain)
+    table = pictures_of(made(monkeypatch, refs, Shards(8), judged))
+    assert table["margin"].notna().all() and table["margin"].nunique() > 1
+    assert ((table["margin"] <= 0) == (table["status"] == "wrong class")).all() and (table["margin"] <= 0).any()
+    lenient = replace(judged, quality=replace(plain, margin=None))
+    again = pictures_of(made(monkeypatch, refs, Shards(1), lenient))
+    assert set(again["status"]) == {"ok"} and again["margin"].equals(table["margin"]), "the same in any shard"
+
+
+def test_of_pictures_that_are_near_for_the_judge_the_first_stays():
+    def stored(*vector):
+        return base64.b64encode(np.array(vector, np.float16).tobytes()).decode()
+
+    rows = pd.DataFrame({"id": list("abcd"), "class_id": [3, 3, 7, 3], "status": "ok",
+                         "hash": ["00", "ff", "ffff", "ff00ff00"],
+                         "embedding": [stored(1, 0), stored(0.99, 0.1), stored(1, 0), stored(0, 1)]})
+    assert list(distinct_pictures(rows, SETTINGS.quality)["id"]) == ["a", "c", "d"]
+    rows.loc[1, "embedding"] = None
+    assert list(distinct_pictures(rows, SETTINGS.quality)["id"]) == list("abcd"), "what was not judged is no copy"

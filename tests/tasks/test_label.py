@@ -12,6 +12,7 @@ import torch
 
 from models.backbone import save_encoder
 from models.boundary import BoundarySettings
+from models.errors import UsageError
 from models.frames import png_bytes, read_png
 from models.labelling import LabelSettings
 from models.prototypes import SYN4SEG
@@ -84,10 +85,11 @@ def labelled(monkeypatch, refs, settings=STAGE, shards=None):
 def test_every_good_picture_has_a_label_of_known_classes(refs, parts, monkeypatch):
     ref = labelled(monkeypatch, refs)
     table = unfold(places.store().rows(ref), LABEL_COLUMNS)
-    assert list(table["id"]) == ["p0", "p1"] and set(table["status"]) <= {"ok", "no_target", "mostly_ignored"}
+    assert list(table["id"]) == ["p0", "p1"] and list(table["labels"][0]) == ["predict", "apf", "apr", "sabr"]
+    assert {s for row in table["statuses"] for s in row.values()} <= {"ok", "no_target", "mostly_ignored"}
     frames = parts[1]
     for row in table.to_dict("records"):
-        found = read_png(places.store().local(ref) / row["label"])
+        found = read_png(places.store().local(ref) / row["labels"]["sabr"])
         others = [k for k in frames.novel(FOLD) if k != row["class_id"]]
         assert found.shape == SIZE and not np.isin(found, others).any()
         assert 0 <= row["kept"] <= 1 and 0 <= row["free"] <= 1
@@ -113,7 +115,7 @@ def test_a_label_depends_on_its_row_alone(refs, monkeypatch):
     one = labelled(monkeypatch, refs, replace(STAGE, batch=1), Shards(2))
     for row, other in zip(*(unfold(places.store().rows(ref), LABEL_COLUMNS).to_dict("records") for ref in (whole, one)),
                           strict=True):
-        first, second = (read_png(places.store().local(ref) / row["label"]) for ref in (whole, one))
+        first, second = (read_png(places.store().local(ref) / row["labels"]["sabr"]) for ref in (whole, one))
         assert row == other and (first == second).mean() > 0.99
     assert labelled(monkeypatch, refs) == whole
 
@@ -137,3 +139,13 @@ def test_supports_show_their_own_class_only(parts):
 def test_pictures_come_in_batches_in_order():
     table = pd.DataFrame({"id": list("abc"), "class_id": 1, "picture": list("xyz")})
     assert [[job["id"] for job in row["jobs"]] for row in batches(table, 2)] == [["a", "b"], ["c"]]
+
+
+def test_sam_outlines_the_things_that_are_named(refs, parts, monkeypatch):
+    frames = parts[1]
+    first, second = (frames.class_name(k) for k in frames.novel(FOLD)[:2])
+    named = replace(STAGE, things=(second, first)).rule_for(frames)
+    assert named.boundary.scope == (frames.novel(FOLD)[1], frames.novel(FOLD)[0]) and STAGE.rule_for(frames) is RULE
+    assert labelled(monkeypatch, refs, replace(STAGE, things=(first,))) != labelled(monkeypatch, refs)
+    with pytest.raises(UsageError, match=f"no class 'road'.*{first}"):
+        labelled(monkeypatch, refs, replace(STAGE, things=("road",)))

@@ -41,11 +41,13 @@ def synthetic(tmp_path_factory, frames):
     folders = [tmp_path_factory.mktemp(name) for name in ("imagined", "labelled")]
     novel, listed = frames.novel(FOLD), []
     for n, (k, status) in enumerate([(novel[0], "ok"), (novel[1], "ok"), (novel[0], "no_target")]):
-        row = {"id": f"p{n}", "class_id": k, "picture": f"p{n}.png", "label": f"l{n}.png", "status": status}
+        row = {"id": f"p{n}", "class_id": k, "picture": f"p{n}.png", "labels": {}, "statuses": {}}
         label = np.full(SIZE, IGNORE, np.uint8)
         label[10:40, 10:50] = k
         (folders[0] / row["picture"]).write_bytes(png_bytes(np.full((*SIZE, 3), 30 * n, np.uint8)))
-        (folders[1] / row["label"]).write_bytes(png_bytes(label))
+        for step, found in {"predict": np.full_like(label, k), "sabr": label}.items():
+            row["labels"][step], row["statuses"][step] = f"{step}{n}.png", status
+            (folders[1] / row["labels"][step]).write_bytes(png_bytes(found))
         listed.append(row)
     pd.DataFrame({"id": ["batch"], "pictures": [json.dumps(listed)]}).to_parquet(folders[1] / "rows.parquet")
     return folders
@@ -113,6 +115,14 @@ def test_only_pictures_that_are_fit_take_part(parts, frames):
     novel = frames.novel(FOLD)
     assert {k: ids for k, ids in parts.synthetic.items() if ids} == {novel[0]: ["p0"], novel[1]: ["p1"]}
     assert (parts.picture("p1", "synthetic") == 30).all() and novel[1] in parts.label("p1", "synthetic")
+
+
+def test_the_label_is_that_of_the_step_asked_for(parts, frames, synthetic):
+    first = Parts(frames, parts.encoder, synthetic, SETTINGS, FOLD, upto="predict", bank=parts.bank)
+    assert (first.label("p0", "synthetic") == frames.novel(FOLD)[0]).all()
+    assert (parts.label("p0", "synthetic") == IGNORE).any()
+    assert first.bank is parts.bank and first.bank.views is first, "what was encoded is shared"
+    parts.bank.views = parts
 
 
 def test_the_ceiling_takes_real_frames_with_their_masks(frames):

@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from models.generators.inspection import QualitySettings, class_margins, hamming, is_collage, perceptual_hash, verdicts
+from models.errors import UsageError
+from models.generators.inspection import (
+    QualitySettings,
+    class_margins,
+    hamming,
+    is_collage,
+    open_judge,
+    perceptual_hash,
+)
 from tests.models.generators.tiny import clip_tokenizer
 
 SETTINGS = QualitySettings()
@@ -42,21 +50,6 @@ def test_a_collage_has_a_seam_from_side_to_side():
     assert not is_collage(square, SETTINGS)
 
 
-def test_the_first_of_several_alike_stays():
-    pictures = [scene(0), scene(1), np.clip(scene(0).astype(int) + 5, 0, 255).astype(np.uint8), scene(2)]
-    assert verdicts(pictures, SETTINGS) == ["ok", "ok", "same hash", "ok"]
-    assert verdicts(pictures[1:], SETTINGS, hashes=[perceptual_hash(pictures[0])]) == ["ok", "same hash", "ok"]
-    vectors = np.array([[1, 0], [0.6, 0.8], [1, 0], [0.99, 0.141]], np.float32)
-    assert verdicts(pictures, SETTINGS, embeddings=vectors) == ["ok", "ok", "same hash", "copy"]
-
-
-def test_another_class_is_turned_down_by_its_margin():
-    margins = np.array([0.1, -0.1, 0.0])
-    pictures = [scene(n) for n in range(3)]
-    assert verdicts(pictures, SETTINGS, margins) == ["ok", "wrong class", "wrong class"]
-    assert verdicts(pictures, QualitySettings(margin=None), margins) == ["ok"] * 3
-
-
 @pytest.fixture(scope="module")
 def clip():
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
@@ -79,3 +72,13 @@ def test_margins_are_leads_of_the_asked_class(clip):
     assert ((margins > 0).sum(0) == 1).all(), "each picture is of one class"
     vectors = class_margins(*clip, pictures, nouns, 0)[1]
     assert vectors.shape == (3, 16) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_a_judge_is_opened_from_a_folder(clip, tmp_path):
+    for part in clip:
+        part.save_pretrained(tmp_path)
+    pictures, nouns = [scene(0)], ("car", "dog")
+    one, other = class_margins(*clip, pictures, nouns, 0), class_margins(*open_judge(str(tmp_path)), pictures, nouns, 0)
+    assert np.allclose(one[0], other[0], atol=1e-5) and np.allclose(one[1], other[1], atol=1e-5)
+    with pytest.raises(UsageError, match=r"no CLIP.*imagine\.judge"):
+        open_judge(str(tmp_path / "nothing"))
