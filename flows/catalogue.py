@@ -25,6 +25,7 @@ STUDIES = {
     "mix": "flows.studies:study",
     "modalities": "flows.studies:study",
     "degradation": "flows.studies:study",
+    "fused": "flows.studies:study",
     "syn4seg": "flows.syn4seg:study",
     "labels": "flows.syn4seg:study",
     "fusers": "flows.fusion_studies:study",
