@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from models.pseudolabels import carry_freed
 
 REAL = ("infrared", "visible", "label")
 FUSED = "fused"
+PSEUDO_MARK = "~"
 PSEUDO = 254
 """The label of the region that a pseudo-episode asks for."""
 
@@ -90,16 +92,22 @@ class PseudoViews(Views):
         self.settings, self.seed = settings or PseudoSettings(), seed
         self.regions: dict[str, Regions] = {}
 
+    def of_seed(self, seed: int) -> PseudoViews:
+        """The same frames and regions, other pseudo-episodes."""
+        other = copy(self)
+        other.seed = seed
+        return other
+
     def show(self, id: str, number: int) -> tuple[str, str]:
         """The names of support and query of pseudo-episode `number` of frame `id`."""
-        return f"{id}~{number}~support", f"{id}~{number}~query"
+        return tuple(PSEUDO_MARK.join([id, str(number), side]) for side in ("support", "query"))
 
     def asks(self, id: str) -> bool:
         """Whether the frame has a region to ask for."""
         return len(self._regions(id)) > 0
 
     def picture(self, id: str, layer: str) -> np.ndarray:
-        frame, *episode = id.split("~")
+        frame, *episode = id.split(PSEUDO_MARK)
         shown = super().picture(frame, layer)
         if not episode or episode[1] == "support":
             return shown
@@ -107,7 +115,7 @@ class PseudoViews(Views):
         return pseudo_episode(shown, *key).query
 
     def label(self, id: str, layer: str = "infrared", novel: Sequence[int] = (), policy: str = "ignore") -> np.ndarray:
-        frame, *episode = id.split("~")
+        frame, *episode = id.split(PSEUDO_MARK)
         if not episode:
             return super().label(id, layer, novel, policy)
         regions = self._regions(frame)
@@ -139,6 +147,14 @@ class FeatureBank:
         self.device = encoder.mean.device
         self.held: OrderedDict[tuple[str, str], Features] = OrderedDict()
         self.bytes = 0
+
+    def showing(self, views: Views) -> FeatureBank:
+        """A bank of other views of the same pictures, which knows already what this one knows of real frames."""
+        other = FeatureBank(self.encoder, views, self.canvas, self.budget, self.batch, self.rest)
+        for key, features in self.held.items():
+            if PSEUDO_MARK not in key[0]:
+                other._hold(key, features)
+        return other
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -99,6 +99,7 @@ class Laboratory:
         fused = iter(pictures[3 * len(settings["fused"]) :])
         given = [next(fused) if has else None for has in settings["fused"]]
         self.pictures = [(*pictures[3 * n : 3 * n + 3], each) for n, each in enumerate(given)]
+        self.banks: dict[tuple, FeatureBank] = {}
         self.desks: dict[tuple, Desk] = {}
         self.beside: dict[tuple, Desk] = {}
         self.seed: int | None = None
@@ -122,16 +123,20 @@ class Laboratory:
         return pd.DataFrame(rows).to_dict("list")
 
     def _desk(self, variant: Variant, seed: int) -> Desk:
-        """The desk of these pictures and base learners at this size; a new seed clears all of them."""
+        """The desk of these pictures and base learners at this size; a new seed clears all but features of frames."""
         if seed != self.seed:
             self.desks, self.beside, self.seed = {}, {}, seed
         meta, (synthetic, labels, base, fused) = variant.meta, self.pictures[variant.pictures]
         key = (synthetic, labels, fused, meta.size, meta.letterbox, meta.expert.wants)
         if key not in self.desks:
-            views = PseudoViews(self.frames, synthetic, labels, seed=seed, fused=fused)
-            encoder = load_encoder(self.encoder, meta.expert.wants).to(self.device)
-            canvas = Canvas(meta.size, meta.letterbox)
-            self.desks[key] = Desk(FeatureBank(encoder, views, canvas, int(meta.cache_gb * 2**30)))
+            if key not in self.banks:
+                views = PseudoViews(self.frames, synthetic, labels, seed=seed, fused=fused)
+                encoder = load_encoder(self.encoder, meta.expert.wants).to(self.device)
+                canvas = Canvas(meta.size, meta.letterbox)
+                self.banks[key] = FeatureBank(encoder, views, canvas, int(meta.cache_gb * 2**30))
+            bank = self.banks[key]
+            self.banks[key] = bank.showing(bank.views.of_seed(seed))
+            self.desks[key] = Desk(self.banks[key])
         if (*key, base) not in self.beside:
             self.beside[*key, base] = self.desks[key].beside()
         return self.beside[*key, base]

@@ -22,7 +22,7 @@ from models.segmenters.lessons import MetaSettings
 from models.segmenters.predictor import load_experts
 from models.segmenters.pspnet import PSPNet
 from models.segmenters.similarity import evidence
-from models.views import Stream
+from models.views import PSEUDO_MARK, FeatureBank, Stream
 from tasks import compare, train_meta
 from tasks.compare import Laboratory, Variant, cell_table
 from tasks.train_meta import MetaJob, meta_loop
@@ -127,6 +127,20 @@ def test_a_seed_has_its_own_supports_and_its_own_training(laboratory):
     one, other = (found[(found["seed"] == seed) & (found["stream"] == "both:prototype")] for seed in SEEDS)
     assert one["query"].tolist() == other["query"].tolist()
     assert one["inter_fg"].tolist() != other["inter_fg"].tolist()
+
+
+def test_a_new_seed_encodes_no_frame_again(folders, monkeypatch):
+    """Only pseudo-episodes, which are each seed's own; and nothing of the seed before is left in the answers."""
+    asks = Variant("asks", "", replace(META, pseudo_share=0.6))
+    laboratory, fresh = (Laboratory({"variants": (asks,), "folds": FOLDS, "fused": [False]}, folders) for _ in "ab")
+    encoded, encode = [], FeatureBank._encode
+    monkeypatch.setattr(FeatureBank, "_encode", lambda bank, keys: encoded.extend(keys) or encode(bank, keys))
+    laboratory.study(asks, 5)
+    first = {key for key in encoded if PSEUDO_MARK not in key[0]}
+    encoded.clear()
+    after = laboratory.study(asks, 6)
+    assert first and not first & set(encoded) and any(PSEUDO_MARK in key[0] for key in encoded)
+    assert after == fresh.study(asks, 6)
 
 
 def test_a_cell_that_is_done_is_not_done_again(laboratory, monkeypatch):
