@@ -15,10 +15,10 @@ MOBILENET = {"encoder": "mobilenet_v2", "weights": "mobilenet_v2_imagenet_from_u
 
 SEGMIF = FuserSettings(
     "segmif", {"width": 16, "growth": 8, "heads": 4, "anchor": "brightest", "head_width": 64, **MOBILENET},
-    crop=96, batch=4, iterations=400, checkpoint_every=100, objective="maximum", complement_weight=0.5,
-    rate_fusion=1e-3, rate_segmentation=1e-4, segmentation_weight=0.2,
+    crop=64, batch=4, iterations=300, checkpoint_every=100, objective="maximum", metric_weight=10.0,
+    rate_fusion=2e-3, rate_segmentation=1e-4, segmentation_weight=0.2,
 )
-"""From the brighter of both towards the sharpest gradient, all structure and what each source lacks."""
+"""From the brighter of both towards the sharpest gradient and all structure; told what it will be measured by."""
 
 SGDFUSE = FuserSettings(
     "sgdfuse",
@@ -26,10 +26,10 @@ SGDFUSE = FuserSettings(
         "configuration": "fast", "width": 16, "heads": 2, "blocks": (1, 1), "anchor": "brightest", "base": 16,
         "mults": (1, 2, 4), "res_blocks": 1, "dropout": 0.0,
     },
-    crop=96, batch=4, iterations=1000, checkpoint_every=200, first_share=0.5, rate=1e-3, rate_last=1e-5, average=0.99,
-    complement_weight=0.5, masks=MASKS,
+    crop=64, batch=4, iterations=500, checkpoint_every=100, first_share=0.6, rate=2e-3, rate_last=1e-5, average=0.99,
+    metric_weight=10.0, masks=MASKS,
 )
-"""Two by two pixels folded, four steps; masks from grey levels, which need no weights."""
+"""Two by two pixels folded, four steps; masks from grey levels, which need no weights; Stage I told likewise."""
 
 JOINT = replace(SEGMIF, crop=160, iterations=240, segmentation_weight=1.0, rate_segmentation=3e-4, head_factor=3.0)
 """SegMiF for its labels: larger crops, and fusion that serves segmentation."""

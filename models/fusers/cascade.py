@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.errors import UsageError
 from models.fusers.colour import luminance, recolour
-from models.fusers.losses import complement_loss, maximum_loss, ssim, target_loss, warm_up_loss
+from models.fusers.losses import maximum_loss, own_losses, ssim, target_loss, warm_up_loss
 from models.fusers.precision import autocast
 from models.fusers.saliency import saliency_blend
 from models.fusers.segmif import SegMiF
@@ -137,7 +137,7 @@ class Cascade(nn.Module):
         if self.settings.objective == "maximum":
             alike = (ssim(fused, pairs.infrared) + ssim(fused, y)) / 2
             loss = maximum_loss(fused, pairs.infrared, y) + (1 - alike)
-            return loss + self.settings.complement_weight * complement_loss(fused, pairs.infrared, y)
+            return loss + own_losses(fused, pairs.infrared, y, self.settings)
         target = saliency_blend(pairs.infrared, y)
         return warm_up_loss(fused, target) if warm_up else target_loss(fused, target)
 

@@ -114,7 +114,7 @@ class FirstStage(nn.Module):
     fold            r: side of the pixel blocks that are folded into channels
     channels        1: a luminance; 3: a colour picture
     anchor          what the last convolution, which starts at zero, is added to: a learnt "blend" of the pair, or the
-                    "brightest" of it
+                    "brightest" of it; the latter without a tanh, which would hold dark scenes in their place
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class FirstStage(nn.Module):
         a, b = self.cross[0](a, b), self.cross[1](b, a)
         drawn = F.pixel_shuffle(self.leave(self.joined(self.join(torch.cat([a, b], 1)))), self.fold)
         if self.anchor == "brightest":
-            return (drawn + before_tanh(torch.maximum(infrared.expand_as(base), base))).tanh()
+            return drawn + torch.maximum(infrared.expand_as(base), base)
         share = self.share.sigmoid()
         return (drawn + before_tanh(share * infrared + (1 - share) * base)).tanh()
 

@@ -7,11 +7,16 @@ Legend: B batch, c channels, H W height and width; pictures are float in 0..1, m
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
-from models.fusers.filters import edges, filter_valid, gaussian_taps
+from models.fusers.colour import luminance
+from models.fusers.filters import edges, filter_valid, gaussian_taps, sobel
+from models.fusers.metrics import edge_quality, visual_information
+from models.fusers.settings import FuserSettings
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -39,6 +44,40 @@ def maximum_loss(fused: Tensor, infrared: Tensor, visible: Tensor, gradient_weig
     brightest = torch.maximum(infrared.expand_as(visible), visible)
     sharpest = torch.maximum(edges(infrared).expand_as(visible), edges(visible))
     return l1_loss(fused, brightest) + gradient_weight * l1_loss(edges(fused), sharpest)
+
+
+def own_losses(fused: Tensor, infrared: Tensor, visible: Tensor, settings: FuserSettings) -> Tensor:
+    """What the settings add to the papers' losses; colour pictures are judged by their luminance."""
+    total = fused.new_zeros(())
+    if settings.complement_weight:
+        total = total + settings.complement_weight * complement_loss(fused, infrared, visible)
+    if settings.metric_weight:
+        grey = (x if x.shape[1] == 1 else luminance(x) for x in (fused, infrared, visible))
+        total = total + settings.metric_weight * metric_loss(*grey)
+    return total
+
+
+def metric_loss(fused: Tensor, infrared: Tensor, visible: Tensor) -> Tensor:
+    """What Qabf, VIF and SCD miss, as a loss: 4 (1 - Qabf) + ½ (1 - VIF / 2) + 0.1 (1 - SCD / 2). [B,1,H,W] each.
+
+    Not one of the papers' losses: a fuser that was trained by it has been told what it will be measured by. Qabf is
+    smoothed where gradients vanish, and leaves the border out.
+    """
+    trio = 255 * torch.stack([x[:, 0].double() for x in (infrared, visible, fused)])
+    missed = 4 * (1 - smooth_edge_transfer(trio)) + 0.5 * (1 - visual_information(trio) / 2)
+    return missed.mean().float() + 0.1 * complement_loss(fused, infrared, visible)
+
+
+def smooth_edge_transfer(trio: Tensor) -> Tensor:
+    """Qabf [B] of a, b, f, float64 [3,B,H,W] in 0..255, with a gradient everywhere."""
+    across, down = sobel(trio, "valid")
+    strength = (across.square() + down.square() + 1).sqrt()
+    kept = 0.0
+    for i in (0, 1):
+        ratio = torch.minimum(strength[i], strength[2]) / torch.maximum(strength[i], strength[2])
+        along = (across[i] * across[2] + down[i] * down[2]).abs() / (strength[i] * strength[2])
+        kept = kept + (edge_quality(ratio, 1 - along.clamp_max(0.999).acos() / (math.pi / 2)) * strength[i]).sum((1, 2))
+    return kept / strength[:2].sum((0, 2, 3))
 
 
 def complement_loss(fused: Tensor, infrared: Tensor, visible: Tensor) -> Tensor:

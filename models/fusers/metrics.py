@@ -186,9 +186,13 @@ def edge_transfer(trio: Tensor, mode: str = "reference") -> Tensor:
         low, high = torch.minimum(strength[i], strength[2]), torch.maximum(strength[i], strength[2])
         ratio = torch.where(high > 0, low / high.clamp_min(1e-12), 1.0)
         turn = 1 - (angle[i] - angle[2]).abs() / (math.pi / 2)
-        quality = 0.9994 / (1 + torch.exp(-15 * (ratio - 0.5))) * 0.9879 / (1 + torch.exp(-22 * (turn - 0.8)))
-        kept = kept + (quality * strength[i]).sum((1, 2))
+        kept = kept + (edge_quality(ratio, turn) * strength[i]).sum((1, 2))
     return kept / strength[:2].sum((0, 2, 3)).clamp_min(1e-12)
+
+
+def edge_quality(ratio: Tensor, turn: Tensor) -> Tensor:
+    """Qabf's quality of an edge by how much of its strength (0..1) and direction (1: all) is kept."""
+    return 0.9994 / (1 + torch.exp(-15 * (ratio - 0.5))) * 0.9879 / (1 + torch.exp(-22 * (turn - 0.8)))
 
 
 METRICS: dict[str, Callable[..., Tensor]] = {

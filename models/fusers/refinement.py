@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.errors import UsageError
 from models.fusers.colour import luminance
 from models.fusers.diffusion import noised
-from models.fusers.losses import complement_loss, masked_losses, maximum_loss
+from models.fusers.losses import masked_losses, maximum_loss, own_losses
 from models.fusers.masks import disturb
 from models.fusers.precision import autocast
 from models.fusers.settings import FuserSettings
@@ -72,7 +72,7 @@ class Refinement(nn.Module):
             first = self.model.first_picture(2 * pairs.infrared - 1, 2 * pairs.visible - 1).float()
         s, drawn, visible = self.settings, (first + 1) / 2, self._visible(pairs)
         loss = maximum_loss(drawn, pairs.infrared, visible, s.gradient_weight)
-        loss = loss + s.complement_weight * complement_loss(drawn, pairs.infrared, visible)
+        loss = loss + own_losses(drawn, pairs.infrared, visible, s)
         descend(loss, self.first_optimiser)
         return {"first": loss}
 

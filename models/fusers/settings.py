@@ -51,7 +51,8 @@ class FuserSettings:
     steps           of diffusion, when fusing later; None: the network's own
     crop, scale, batch, iterations, checkpoint_every        crops in pixels of frames scaled by a random factor, flipped
     average         decay of SGDFuse's averaged weights, warmed up over the first steps
-    complement_weight       of SCD as a loss, next to SGDFuse's Stage I and SegMiF's "maximum"; the papers have none
+    complement_weight, metric_weight        of SCD, and of Qabf, VIF and SCD together, as losses (`losses.metric_loss`),
+                            next to SGDFuse's Stage I and SegMiF's "maximum"; the papers have neither
 
     SegMiF:
     mode            "joint": one loop; "alternate": rounds of fusion, then segmentation, as in the paper
@@ -86,6 +87,7 @@ class FuserSettings:
     checkpoint_every: int = 1000
     average: float = 0.999
     complement_weight: float = 0.0
+    metric_weight: float = 0.0
     mode: str = "joint"
     rounds: int = 7
     fusion_share: float = 0.3

@@ -6,17 +6,23 @@ import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from models.fusers.colour import luminance
 from models.fusers.filters import edges
 from models.fusers.losses import (
     complement_loss,
     masked_losses,
     masked_mean,
     maximum_loss,
+    metric_loss,
+    own_losses,
+    smooth_edge_transfer,
     ssim,
     target_loss,
     warm_up_loss,
 )
-from models.fusers.metrics import fusion_metrics
+from models.fusers.metrics import edge_transfer, fusion_metrics, grey8
+from models.fusers.settings import FuserSettings
+from tests.models.fusers.small import drawn_pairs
 
 
 def pictures(count: int = 3) -> torch.Tensor:
@@ -99,3 +105,43 @@ def test_a_constant_crop_has_no_complement_and_no_nan():
     loss = complement_loss(flat, torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16))
     loss.backward()
     assert loss == 1 and torch.isfinite(flat.grad).all()
+
+
+def test_smooth_qabf_is_near_the_true_one_and_has_a_gradient_everywhere():
+    torch.manual_seed(0)
+    flat = torch.zeros(2, 60, 60)
+    infrared, visible = (torch.randint(0, 256, (2, 60, 60)).float() for _ in range(2))
+    for fused in ((infrared + visible) / 2, torch.maximum(infrared, visible), infrared):
+        trio = torch.stack([infrared, visible, fused]).double()
+        assert torch.allclose(smooth_edge_transfer(trio), edge_transfer(trio, "interior"), atol=0.02)
+    dull = flat.clone().requires_grad_(True)
+    metric_loss(dull[:, None] / 255, infrared[:, None] / 255, visible[:, None] / 255).backward()
+    assert torch.isfinite(dull.grad).all()
+
+
+def test_descending_the_metric_loss_raises_the_metrics():
+    batch = [x.clamp(0, 1) for x in drawn_pairs(2, 48)[:2]]
+    infrared, visible = batch[0], luminance(batch[1])
+
+    def measured(fused):
+        grey = [grey8(x.detach().clamp(0, 1)) for x in (infrared, visible, fused)]
+        return torch.stack(list(fusion_metrics(*grey, names=("VIF", "SCD"), qabf="interior").values())).mean(1)
+
+    fused = ((infrared + visible) / 2).requires_grad_(True)
+    before, optimiser = measured(fused), torch.optim.Adam([fused], 1e-2)
+    for _ in range(20):
+        loss = metric_loss(fused, infrared, visible)
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    assert (measured(fused) > before).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_papers_losses_are_alone_unless_settings_add_to_them(channels):
+    torch.manual_seed(0)
+    fused, visible = torch.rand(2, 2, channels, 48, 48)
+    infrared = torch.rand(2, 1, 48, 48)
+    assert own_losses(fused, infrared, visible, FuserSettings()) == 0
+    grey = [x if x.shape[1] == 1 else luminance(x) for x in (fused, infrared, visible)]
+    both = own_losses(fused, infrared, visible, FuserSettings(complement_weight=2.0, metric_weight=3.0))
+    expected = 2 * complement_loss(fused, infrared, visible) + 3 * metric_loss(*grey)
+    assert torch.allclose(both, expected)
