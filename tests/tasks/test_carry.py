@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.errors import UsageError
 from models.frames import Frames, read_png
 from models.generators.pictures import lightness_picture
 from models.generators.syndiff import SynDiff
@@ -120,7 +119,3 @@ def test_a_fitted_translator_takes_the_place_of_the_control(given, monkeypatch, 
         (expected,) = translator.translate([light], [picture_seed(0, row["id"], 0)])
         assert (read_png(store.local(ref) / row["picture"]) == expected).all()
 
-
-def test_a_support_is_needed(given, monkeypatch):
-    with pytest.raises(UsageError, match="no support"):
-        carried(given | {"supports": {}}, monkeypatch)

@@ -165,7 +165,7 @@ def test_no_pictures_unfold_to_an_empty_table():
 
 def test_a_named_pipeline_needs_no_foundation(folder):
     chosen = replace(PICTURE, pipeline=str(folder / "pipeline"))
-    worker = Imagine({"picture": chosen, "quality": SETTINGS.quality}, [])
+    worker = Imagine({"picture": chosen, "quality": SETTINGS.quality, "judge": "", "nouns": []}, [])
     assert len(worker.generator.draw(["a car"], [1])) == 1
 
 
