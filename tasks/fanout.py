@@ -129,6 +129,8 @@ def ensure_ray(compute: Compute) -> None:
 
     if not ray.is_initialized():
         _start_ray(_cluster() if os.environ.get("RAY_ADDRESS") else _embedded(compute))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     if os.environ.get("RAY_ADDRESS"):
         return  # it may grow
     has = ray.cluster_resources()
@@ -140,7 +142,6 @@ def ensure_ray(compute: Compute) -> None:
 def _start_ray(options: dict[str, Any], attempts: int = 2) -> None:
     import ray
 
-    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception as error:  # Ray has no class for it; a node has 30 s to come up, which a busy machine may miss
@@ -148,9 +149,12 @@ def _start_ray(options: dict[str, Any], attempts: int = 2) -> None:
         if attempts == 1:
             raise StageFailed(f"Ray does not start ({error}); look at RAY_ADDRESS and the machine's load.") from error
         _start_ray(options, attempts - 1)
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, ours)  # Ray puts its own in place, which ends the process on the spot
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM while Ray is up. Ray's own handler ends the process on the spot, and what Prefect's raises is lost where
+    the driver waits for Ray, which lets a KeyboardInterrupt pass and nothing else."""
+    raise KeyboardInterrupt
 
 
 def _embedded(compute: Compute) -> dict[str, Any]:
