@@ -47,7 +47,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `pytest -n 2 --dist loadgroup`: what needs the costly places shares one process, the other files are free."""
     for item in items:
-        costly = COSTLY & set(getattr(item, "fixturenames", ()))
+        costly = item.path.parent.name == "flows" or COSTLY & set(getattr(item, "fixturenames", ()))
         item.add_marker(pytest.mark.xdist_group("engines" if costly else item.path.stem))
 
 
