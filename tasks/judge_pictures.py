@@ -88,9 +88,10 @@ def judge_pictures(
     same, count, real.
 
     kid, fid: to the real pictures of the layer's domain (`real` of them; NaN below FEWEST), the visible ones of the
-    same split, or, where it has none, of the split "visible". edges, agreement, same: means over pairs with the
-    infrared frame (`count` of them), whose label the layer will carry: edge score, mIoU and share of cells of what a
-    training-free segmenter sees. All in 0..1 but kid and fid. run: gets them as metrics `pictures/<layer>/<figure>`.
+    same split, or, where it has none, of the split "visible"; descriptors are in units of the real ones' size. edges,
+    agreement, same: means over pairs with the infrared frame (`count` of them), whose label the layer will carry: edge
+    score, mIoU and share of cells of what a training-free segmenter sees. All in 0..1 but kid and fid. run: gets them
+    as metrics `pictures/<layer>/<figure>`.
     Raises UsageError when no frame of the split has a translation.
     """
     store = places.store()
@@ -226,6 +227,8 @@ def _distances(made: list[np.ndarray], real: list[np.ndarray]) -> dict[str, floa
     if not real:
         return dict.fromkeys(("kid", "kid_low", "kid_high", "fid"), float("nan"))
     sets = [torch.from_numpy(np.stack(x)) for x in (made, real)]
+    scale = sets[1].square().mean().sqrt().clamp_min(1e-30)  # what leaves random weights may be as small as 1e-8
+    sets = [x / scale for x in sets]
     return dict(zip(("kid", "kid_low", "kid_high"), kid(*sets), strict=True)) | {"fid": fid(*sets)}
 
 

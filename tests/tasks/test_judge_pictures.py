@@ -215,7 +215,12 @@ def test_the_summary_is_what_the_parts_say():
                "real_rgb": rng.normal(size=4)} for n in range(5)]
     (row,) = summary(frames).to_dict("records")
     sets = [torch.from_numpy(np.stack([x[name] for x in frames])) for name in ("rgb", "real_rgb")]
+    sets = [x / sets[1].square().mean().sqrt() for x in sets]
     assert (row["kid"], row["kid_low"], row["kid_high"]) == kid(*sets) and row["fid"] == fid(*sets)
+    tiny = [frame | {name: 1e-8 * frame[name] for name in ("rgb", "real_rgb")} for frame in frames]
+    (small,) = summary(tiny).to_dict("records")
+    for name in ("kid", "kid_low", "kid_high", "fid"):
+        assert small[name] == pytest.approx(row[name]), "encoders of random weights give tiny descriptors"
     assert row["edges"] == pytest.approx(0.2) and row["same"] == pytest.approx(25 / 30)
     assert row["agreement"] == pytest.approx((15 / 20 + 10 / 15) / 2) and (row["count"], row["real"]) == (5, 5)
     (few,) = summary(frames[:2]).to_dict("records")
