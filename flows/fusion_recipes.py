@@ -40,10 +40,10 @@ TINY_SEGMIF = replace(
         "width": 8, "growth": 4, "heads": 2, "anchor": "brightest", "widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1),
         "head_width": 8,
     },
-    crop=32, batch=2, iterations=2, checkpoint_every=2,
+    crop=48, batch=2, iterations=2, checkpoint_every=2,
 )  # fmt: skip
 TINY_SGDFUSE = replace(
-    SGDFUSE, network={**SGDFUSE.network, "width": 8, "base": 8, "mults": (1, 2)}, crop=32, batch=2, iterations=4,
+    SGDFUSE, network={**SGDFUSE.network, "width": 8, "base": 8, "mults": (1, 2)}, crop=48, batch=2, iterations=4,
     checkpoint_every=2,
 )
 
