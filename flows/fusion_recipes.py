@@ -15,7 +15,7 @@ MOBILENET = {"encoder": "mobilenet_v2", "weights": "mobilenet_v2_imagenet_from_u
 
 SEGMIF = FuserSettings(
     "segmif", {"width": 16, "growth": 8, "heads": 4, "anchor": "brightest", "head_width": 64, **MOBILENET},
-    crop=64, batch=4, iterations=300, checkpoint_every=100, objective="maximum", metric_weight=10.0,
+    crop=64, batch=4, iterations=600, checkpoint_every=100, objective="maximum", metric_weight=10.0,
     rate_fusion=2e-3, rate_segmentation=1e-4, segmentation_weight=0.2,
 )
 """From the brighter of both towards the sharpest gradient and all structure; told what it will be measured by."""
@@ -26,12 +26,15 @@ SGDFUSE = FuserSettings(
         "configuration": "fast", "width": 16, "heads": 2, "blocks": (1, 1), "anchor": "brightest", "base": 16,
         "mults": (1, 2, 4), "res_blocks": 1, "dropout": 0.0,
     },
-    crop=64, batch=4, iterations=500, checkpoint_every=100, first_share=0.6, rate=2e-3, rate_last=1e-5, average=0.99,
+    crop=64, batch=4, iterations=1000, checkpoint_every=100, first_share=0.6, rate=2e-3, rate_last=1e-5, average=0.99,
     metric_weight=10.0, masks=MASKS,
 )
 """Two by two pixels folded, four steps; masks from grey levels, which need no weights; Stage I told likewise."""
 
-JOINT = replace(SEGMIF, crop=160, iterations=240, segmentation_weight=1.0, rate_segmentation=3e-4, head_factor=3.0)
+JOINT = replace(
+    SEGMIF, crop=128, iterations=200, metric_weight=0.0, segmentation_weight=1.0, rate_segmentation=3e-4,
+    head_factor=3.0,
+)
 """SegMiF for its labels: larger crops, and fusion that serves segmentation."""
 
 TINY_SEGMIF = replace(
@@ -40,10 +43,10 @@ TINY_SEGMIF = replace(
         "width": 8, "growth": 4, "heads": 2, "anchor": "brightest", "widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1),
         "head_width": 8,
     },
-    crop=32, batch=2, iterations=2, checkpoint_every=2,
+    crop=48, batch=2, iterations=2, checkpoint_every=2,
 )  # fmt: skip
 TINY_SGDFUSE = replace(
-    SGDFUSE, network={**SGDFUSE.network, "width": 8, "base": 8, "mults": (1, 2)}, crop=32, batch=2, iterations=4,
+    SGDFUSE, network={**SGDFUSE.network, "width": 8, "base": 8, "mults": (1, 2)}, crop=48, batch=2, iterations=4,
     checkpoint_every=2,
 )
 

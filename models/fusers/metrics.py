@@ -23,9 +23,9 @@ from torch import Tensor
 from models.errors import UsageError
 from models.fusers.colour import luminance
 from models.fusers.filters import filter_valid, gaussian_taps, sobel
+from models.fusers.settings import SMALLEST
 
 PEAK = 255.0
-SMALLEST = 41  # pixels a side: below, the coarsest window of VIF does not fit
 
 
 def grey8(image: Tensor) -> Tensor:

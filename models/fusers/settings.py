@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.errors import UsageError
+
+SMALLEST = 41  # pixels a side: below, the coarsest window of VIF does not fit
+
 
 @dataclass(frozen=True)
 class MaskSettings:
@@ -110,3 +114,7 @@ class FuserSettings:
     disturb: int = 5
     drop: float = 0.1
     masks: MaskSettings = field(default_factory=MaskSettings)
+
+    def __post_init__(self) -> None:
+        if self.metric_weight and self.crop < SMALLEST:
+            raise UsageError(f"fuser.crop is {self.crop}; with a metric_weight use {SMALLEST} or more, for VIF's sake.")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from models.errors import UsageError
 from models.fusers.colour import luminance
 from models.fusers.filters import edges
 from models.fusers.losses import (
@@ -125,7 +126,7 @@ def test_descending_the_metric_loss_raises_the_metrics():
 
     def measured(fused):
         grey = [grey8(x.detach().clamp(0, 1)) for x in (infrared, visible, fused)]
-        return torch.stack(list(fusion_metrics(*grey, names=("VIF", "SCD"), qabf="interior").values())).mean(1)
+        return torch.stack(list(fusion_metrics(*grey, names=("Qabf", "SCD"), qabf="interior").values())).mean(1)
 
     fused = ((infrared + visible) / 2).requires_grad_(True)
     before, optimiser = measured(fused), torch.optim.Adam([fused], 1e-2)
@@ -145,3 +146,9 @@ def test_the_papers_losses_are_alone_unless_settings_add_to_them(channels):
     both = own_losses(fused, infrared, visible, FuserSettings(complement_weight=2.0, metric_weight=3.0))
     expected = 2 * complement_loss(fused, infrared, visible) + 3 * metric_loss(*grey)
     assert torch.allclose(both, expected)
+
+
+def test_crops_have_to_be_large_enough_for_the_metrics():
+    assert FuserSettings(crop=32).crop == 32
+    with pytest.raises(UsageError, match=r"crop is 40; with a metric_weight use 41 or more"):
+        FuserSettings(crop=40, metric_weight=1.0)
