@@ -103,8 +103,8 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
             boundary=BoundarySettings(band=12, min_area=256, min_quality=0.5),
         ), quality=POLES),
         "train": GeneralisedSettings(
-            size=(192, 256), layer="visible", width=64, steps=400, batch=8,
-            joint=JointSettings(mix=(4, 3, 1), steps=200, rate=5e-3), checkpoint_every=100,
+            size=(192, 256), layer="visible", width=64, steps=800, batch=8,
+            joint=JointSettings(mix=(4, 3, 1), steps=500, rate=5e-3), checkpoint_every=100,
         ),
         "compute": Compute(shard_size=2, train_threads=2),
         **changes,
