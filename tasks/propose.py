@@ -80,6 +80,7 @@ def banks_of(frames: Frames, fold: int, settings: ProposeSettings, embed) -> dic
         banks[name] = fill_bank(class_words(name), k, proposer, embed, settings.bank, others, frames.dataset)
         if not banks[name].table["accepted"].any():
             raise UsageError(f"No prompt for {name!r} was accepted; lower bank.lam_cls or change the proposer.")
+    progress.step("propose", len(novel), len(novel))
     return banks
 
 
