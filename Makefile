@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/thermofuse run demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -12,13 +12,14 @@ import signal
 import sqlite3
 import tempfile
 import uuid
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 # Ray puts sockets under its folder and the kernel allows 107 bytes, so this one is short and not pytest's.
 SESSION = Path(tempfile.mkdtemp(prefix="tf", dir="/tmp"))
-COSTLY = {"ray_local", "prefect_server", "mlflow_template"}
+COSTLY = ("ray_local", "prefect_server", "mlflow_template", "mlflow_uri")
 LEAKS = ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "THERMOFUSE_STORE", "AWS_PROFILE")
 
 
@@ -43,12 +44,22 @@ def pytest_configure() -> None:
     prepare_environment()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n 2 --dist loadgroup`: what needs the costly places shares one process, the other files are free."""
-    for item in items:
-        costly = item.path.parent.name == "flows" or COSTLY & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("engines" if costly else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """For `pytest -n 2`: what asks for a costly place shares one process and starts it once, other files are free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "costly" if is_costly(config.rootpath / file) else file
+
+    return Scheduling(config, log)
+
+
+@cache
+def is_costly(file: Path) -> bool:
+    return file.parent.name == "flows" or any(name in file.read_text(encoding="utf-8") for name in COSTLY)
 
 
 def pytest_unconfigure() -> None:
