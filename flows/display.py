@@ -68,10 +68,11 @@ def tables(console: Console) -> None:
 
     groups = {"Recipes": recipes(), "Studies": STUDIES, "Datasets": DATASETS, "Generators": GENERATORS,
               "Fusers": FUSERS, "Segmenters": SEGMENTERS}
+    width = max(len(name) for names in groups.values() for name in names) + 2
     for kind, names in groups.items():
         console.print(kind, style="bold")
         for name, about in names.items():
-            console.print(f"  {name:<14}[dim]{escape(about)}", soft_wrap=True, highlight=False)
+            console.print(f"  {name:<{width}}[dim]{escape(about)}", soft_wrap=True, highlight=False)
 
 
 def outcome(console: Console, found: dict[str, Any]) -> None:

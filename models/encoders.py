@@ -89,7 +89,7 @@ def fold_norms(network: nn.Module) -> None:
         for place, (layer, norm) in enumerate(pairwise(chain)):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 chain[place], chain[place + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
-    network.requires_grad_(False)
+    network.requires_grad_(False).eval()
 
 
 def _dilate(layers: nn.Module, dilation: int, first: bool = True) -> None:

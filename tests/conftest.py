@@ -32,6 +32,7 @@ def pytest_configure() -> None:
         THERMOFUSE_HOME=str(SESSION / "home"),
         PREFECT_HOME=str(SESSION / "prefect"),
         RAY_AUTH_MODE="disabled",
+        RAY_worker_niceness="0",  # beside the other half of the tests, workers of niceness 15 would starve
         HF_HUB_OFFLINE="1",
         OMP_NUM_THREADS="1",
         MPLBACKEND="Agg",

@@ -18,7 +18,6 @@ from flows.nightly import nightly
 from flows.recipes import named, with_fused
 from models.errors import LeaseHeld
 from models.fusers.settings import FuserSettings
-from models.generators.settings import SOURCES
 from tasks import places, tracking
 from tasks.judge_pictures import DOMAINS
 from tasks.lease import lease
@@ -76,8 +75,8 @@ def test_the_verdict_is_one_sentence_about_version_1(night):
 
 
 def test_the_pictures_are_judged_before_use_beside_their_controls(night):
-    found, frames = night.pictures, named("smoke").judge.frames
-    assert list(found) == [layer for layer in DOMAINS if layer in found] and {*SOURCES, "thermal_rgb"} < set(found)
+    found, frames, layers = night.pictures, named("smoke").judge.frames, named("smoke").judge.layers
+    assert list(found) == [layer for layer in DOMAINS if layer in found] and {*layers, "thermal_rgb"} < set(found)
     assert found["infrared"]["edges"] > 0.99 and all(row["count"] == frames for row in found.values())
     for row in found.values():
         assert 0 <= row["edges"] <= 1 and 0 <= row["agreement"] <= 1 and row["same"] <= 1
@@ -153,7 +152,7 @@ def test_a_night_with_a_fused_picture_has_one_more_stream(night):
     outcome = nightly(recipe)
     assert set(outcome.scores["streams"]) == STREAMS | {"fused"}
     stages = {stage.name: stage.reused for stage in outcome.stages}
-    assert list(stages)[4:7] == ["synthesise", "fit_fuser", "fuse"]
+    assert list(stages)[4:8] == ["synthesise", "judge", "fit_fuser", "fuse"]
     assert stages["synthesise"] and stages["train_base"] and not stages["fuse"] and not stages["train_meta"]
     model = places.store().local(outcome.version.model)
     assert (model / "fuser" / "config.json").is_file()

@@ -146,5 +146,6 @@ def test_norms_fold_into_their_convolutions_and_change_no_answer(settings):
         found = network(images())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     assert not any(p.requires_grad for p in network.parameters())
+    assert not any(m.training for m in network.modules())
     for level, as_before in zip(found, expected, strict=True):
         assert torch.allclose(level, as_before, rtol=1e-3, atol=1e-4 * as_before.abs().max().item())
