@@ -151,8 +151,8 @@ def test_a_night_with_a_fused_picture_has_one_more_stream(night):
     recipe = with_fused(replace(plain, meta=meta), FuserSettings("maximum", visible="rgb"))
     outcome = nightly(recipe)
     assert set(outcome.scores["streams"]) == STREAMS | {"fused"}
-    stages = {stage.name: stage.reused for stage in outcome.stages}
-    assert list(stages)[4:8] == ["synthesise", "judge", "fit_fuser", "fuse"]
+    stages = {stage.name: stage.reused for stage in reversed(outcome.stages)}  # the champion may sit the exam again
+    assert [stage.name for stage in outcome.stages][4:8] == ["synthesise", "judge", "fit_fuser", "fuse"]
     assert stages["synthesise"] and stages["train_base"] and not stages["fuse"] and not stages["train_meta"]
     model = places.store().local(outcome.version.model)
     assert (model / "fuser" / "config.json").is_file()
