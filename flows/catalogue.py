@@ -7,13 +7,12 @@ A study is called as `study(name, recipe, seeds)`. Both return an outcome that h
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from models.errors import UsageError
+from models.errors import UsageError, unknown
 
 FLOWS = {
     "flows.recipes:RECIPES": "flows.nightly:nightly",
@@ -47,7 +46,7 @@ def night(name: str, assignments: Iterable[str] = ()) -> tuple[Callable, Any]:
 def study(name: str, recipe_name: str, seeds: int, assignments: Iterable[str] = ()) -> tuple[Callable, Any, tuple]:
     """The function of a study, the recipe with settings applied, and the first of SEEDS. Raises UsageError."""
     if name not in STUDIES:
-        raise _unknown("study", name, STUDIES)
+        raise unknown("study", name, STUDIES)
     if not 1 <= seeds <= len(SEEDS):
         raise UsageError(f"There are {len(SEEDS)} seeds; give --seeds a number from 1 to {len(SEEDS)}.")
     return resolve_name(STUDIES[name]), recipe(recipe_name, assignments), SEEDS[:seeds]
@@ -66,7 +65,7 @@ def table_of(name: str) -> str:
     for table in FLOWS:
         if name in names_of(table):
             return table
-    raise _unknown("recipe", name, recipes())
+    raise unknown("recipe", name, recipes())
 
 
 def recipes() -> dict[str, str]:
@@ -97,9 +96,3 @@ def _called(value: ast.expr) -> str:
     value = value.body if isinstance(value, ast.Lambda) else value
     value = value.func if isinstance(value, ast.Call) else value
     return value.id if isinstance(value, ast.Name) else ""
-
-
-def _unknown(kind: str, name: str, table: Mapping[str, str]) -> UsageError:
-    close = get_close_matches(name, table, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return UsageError(f"There is no {kind} {name!r}; choose one of {', '.join(table)}.{hint}")

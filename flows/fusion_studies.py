@@ -18,9 +18,8 @@ from prefect import flow
 
 from flows.fusion_recipes import FusionSizes, sized
 from flows.recipes import Recipe, named
-from flows.studies import publish
+from flows.studies import conduct, publish
 from models import charts
-from models.errors import UsageError
 from models.fusers.settings import FuserSettings
 from models.fusion_charts import fused_sheet, metric_curves, metric_dots
 from models.plots import png
@@ -28,10 +27,8 @@ from tasks import places
 from tasks.compare_sensors import JOINT, Sensor, by_protocol, compare_sensors
 from tasks.fit_fusers import fit_fusers
 from tasks.fuse import fuse_by
-from tasks.lease import lease
 from tasks.prepare import open_frames, prepare
 from tasks.show_fused import scenes
-from tasks.stage import reset_ledger
 from tasks.store import Ref, digest_of
 from tasks.tabulate import Row, StudyOutcome, tabulate
 from tasks.tabulate_metrics import GOALS, FusedRow, metrics_markdown, tabulate_metrics
@@ -52,13 +49,7 @@ def study(name: str, recipe: Recipe | str = "smoke", seeds: Sequence[int] = SEED
     seeds: of `sensors`, three at most; the others take the first. Raises UsageError that lists the names, or when the
     data has no pairs.
     """
-    places.prepare_environment()
-    recipe = named(recipe)
-    if name not in STUDIES:
-        raise UsageError(f"There is no fusion study {name!r}; choose one of {', '.join(STUDIES)}.")
-    reset_ledger()
-    with lease(places.store(), f"study-{name}-{recipe.name}"):
-        return STUDIES[name](recipe, tuple(seeds))
+    return conduct(STUDIES, name, named(recipe), seeds)
 
 
 def fusers(recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 
 from flows.catalogue import SEEDS
 from models.backbone import EncoderSettings
 from models.boundary import BoundarySettings
-from models.errors import UsageError
+from models.errors import unknown
 from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
 from models.generators.settings import TranslateSettings
@@ -188,7 +187,5 @@ def named(recipe: GeneralisedRecipe | str) -> GeneralisedRecipe:
         return recipe
     known, name = FOUNDATIONS | GENERALISED, getattr(recipe, "name", recipe)
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"There is no recipe {name!r}; choose one of {', '.join(known)}.{hint}")
+        raise unknown("recipe", name, known)
     return known[name]()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 
 from flows.fusion_recipes import SGDFUSE
 from models.backbone import EncoderSettings
 from models.episode import EpisodeSettings
-from models.errors import UsageError
+from models.errors import UsageError, unknown
 from models.fusers.settings import FuserSettings
 from models.generators.settings import TranslateSettings
 from models.pseudolabels import RefineSettings
@@ -190,9 +189,7 @@ def named(recipe: Recipe | Mapping | str) -> Recipe:
         return _filled_in(recipe)
     name = getattr(recipe, "name", recipe)
     if name not in RECIPES:
-        close = get_close_matches(name, RECIPES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.{hint}")
+        raise unknown("recipe", name, RECIPES)
     return RECIPES[name]()
 
 

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
+import pandas as pd
 from prefect import flow
 
 from flows.catalogue import SEEDS
 from flows.recipes import Recipe, named
 from models import charts
 from models.corruptions import CORRUPTIONS
-from models.errors import UsageError
+from models.errors import unknown
 from models.fusers.settings import FuserSettings
 from models.generators.settings import TranslateSettings
 from models.plots import png
 from models.segmenters.lessons import MetaSettings
-from models.views import Stream
+from models.views import FUSED, Stream
 from tasks import places
 from tasks.compare import Pictures, Variant, cell_table, compare
 from tasks.degrade import degrade
@@ -34,6 +36,7 @@ from tasks.fuse import fuse_again, fuse_night
 from tasks.lease import lease
 from tasks.prepare import chosen_folds, freeze_episodes, open_frames, prepare
 from tasks.refine import refine
+from tasks.report import plain
 from tasks.stage import ledger, reset_ledger
 from tasks.store import Ref, digest_of
 from tasks.synthesise import synthesise
@@ -48,7 +51,7 @@ ALONE, AUGMENTED = Stream("infrared", "infrared"), Stream("infrared", "infrared"
 RGB, VISIBLE = Stream("rgb", "rgb", "rgb_lightness"), Stream("visible", "visible")
 COPY = Stream("copy", "infrared", "lightness")
 LIGHTNESS = Stream("lightness", "lightness")
-THIRD = Stream("fused", "fused")
+THIRD = Stream(FUSED, FUSED)
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,6 @@ def _plan(variants: Sequence[Variant], palettes: Sequence[Palette], references: 
 PLANS: dict[str, Callable[[Recipe, bool], Plan]] = {
     "ablation": ablation, "mix": mix, "modalities": modalities, "fused": fused,
 }
-STUDIES = (*PLANS, "degradation")
 
 
 # ---- flows
@@ -185,15 +187,17 @@ STUDIES = (*PLANS, "degradation")
 @flow(name="study", log_prints=False, validate_parameters=False)
 def study(name: str, recipe: Recipe | str = "smoke", seeds: Sequence[int] = SEEDS) -> StudyOutcome:
     """Run one of STUDIES on the pictures of a recipe. Raises UsageError that lists the names."""
+    return conduct(STUDIES, name, named(recipe), seeds)
+
+
+def conduct(studies: Mapping[str, Callable], name: str, recipe: Any, seeds: Sequence[int]) -> StudyOutcome:
+    """Run one of `studies`, alone in the store. Raises UsageError that lists the names, and LeaseHeld."""
+    if name not in studies:
+        raise unknown("study", name, studies)
     places.prepare_environment()
-    recipe = named(recipe)
-    if name not in STUDIES:
-        close = get_close_matches(name, STUDIES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"There is no study {name!r}; choose one of {', '.join(STUDIES)}.{hint}")
     reset_ledger()
     with lease(places.store(), f"study-{name}-{recipe.name}"):
-        return strain(recipe) if name == "degradation" else trial(name, recipe, tuple(seeds))
+        return studies[name](recipe, tuple(seeds))
 
 
 def trial(name: str, recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
@@ -215,8 +219,8 @@ def trial(name: str, recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
     return publish(name, recipe, [cells], found, plan.references, chart)
 
 
-def strain(recipe: Recipe) -> StudyOutcome:
-    """The night's model on test frames that get worse and worse; visible pictures stay as they are."""
+def strain(recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
+    """The one model of the night on test frames that get worse and worse; visible pictures stay as they are."""
     compute = recipe.compute
     frames = prepare(recipe.data, compute)
     folds = chosen_folds(frames, recipe.data)
@@ -246,10 +250,11 @@ def strain(recipe: Recipe) -> StudyOutcome:
     return publish("degradation", recipe, list(exams.values()), found, ("clean_fusion",), chart)
 
 
+STUDIES = {name: partial(trial, name) for name in PLANS} | {"degradation": strain}
+
+
 def strained(exams: dict[tuple[str, int], Ref], recipe: Recipe, classes) -> tuple:
     """The table of all conditions, and the chart's panels: corruption -> stream -> (severity, mIoU, low, high)."""
-    import pandas as pd
-
     parts, rows, where = [], [], {}
     for (corruption, severity), exam in exams.items():
         condition = f"{corruption}_{severity}" if severity else "clean"
@@ -286,12 +291,15 @@ def paint(palette: Palette, frames: Ref, encoder: Ref, folds: Sequence[int], rec
 
 
 def publish(
-    name: str, recipe: Recipe, inputs: list[Ref | str], table, references: Sequence[str], chart,
+    name: str, recipe: Any, asked: Any, table: pd.DataFrame, references: Sequence[str], chart,
     text: str | None = None, pictures: Mapping[str, bytes] | None = None,
 ) -> StudyOutcome:
-    """Write the study down, here and in MLflow. text: the table for people, where it is not one of mIoU."""
-    key = f"{name}-{recipe.name}-{digest_of('study', inputs, replace(recipe, compute=None, about=''))[:10]}"
+    """Write the study down, here and in MLflow.
+
+    asked: what it was made of besides the recipe, for its key. text: the table for people, where it is not one of mIoU.
+    """
+    key = f"{name}-{recipe.name}-{digest_of('study', [], (asked, replace(recipe, compute=None, about='')))[:10]}"
     with night_run(f"study {name} {recipe.name}", key, recipe, {"study": name}) as run:
         report = write_study(name, recipe, key, table, references, png(chart), run, text, pictures or {})
-    rows = tuple(table.astype(object).where(table.notna(), None).to_dict("records"))
+    rows = tuple(plain(table.to_dict("records")))
     return StudyOutcome(name, recipe.name, key, tuple(references), rows, tuple(ledger()), report)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 from prefect import flow
@@ -19,38 +18,27 @@ from prefect import flow
 from flows.catalogue import SEEDS
 from flows.generalised import compared, foundation_of, lesson
 from flows.generalised_recipes import FOUNDATIONS, GeneralisedRecipe, named
+from flows.studies import conduct, publish
 from models.charts import dots
-from models.errors import UsageError
-from models.plots import png
 from tasks import judge_labels as judged
-from tasks import places, tabulate_generalised
+from tasks import tabulate_generalised
 from tasks.freeze_encoder import freeze_encoder
 from tasks.illustrate_generalised import TITLES, step_chart
 from tasks.judge_labels import counted, judge_labels, label_scores
 from tasks.label import LabelStage
-from tasks.lease import lease
 from tasks.prepare import chosen_folds, prepare
-from tasks.report import plain
 from tasks.shots import choose_queries, choose_supports
-from tasks.stage import ledger, reset_ledger
-from tasks.store import Ref, digest_of
-from tasks.tabulate import StudyOutcome, write_study
+from tasks.store import Ref
+from tasks.tabulate import StudyOutcome
 from tasks.tabulate_generalised import REFERENCES
 from tasks.tabulate_generalised import tabulate_generalised as tabulate_steps
-from tasks.tracking import night_run
 from tasks.train_generalised import train_generalised_base
 
 
 @flow(name="study-generalised", log_prints=False, validate_parameters=False)
 def study(name: str, recipe: GeneralisedRecipe | str = "toy-gfss", seeds: Sequence[int] = SEEDS) -> StudyOutcome:
     """Run one of STUDIES. Raises UsageError that lists the names."""
-    places.prepare_environment()
-    recipe = named(recipe)
-    if name not in STUDIES:
-        raise UsageError(f"There is no study {name!r}; choose one of {', '.join(STUDIES)}.")
-    reset_ledger()
-    with lease(places.store(), f"study-{name}-{recipe.name}"):
-        return STUDIES[name](recipe, tuple(seeds))
+    return conduct(STUDIES, name, named(recipe), seeds)
 
 
 def steps(recipe: GeneralisedRecipe, seeds: tuple[int, ...]) -> StudyOutcome:
@@ -103,15 +91,3 @@ def segmenter_of(recipe: GeneralisedRecipe, frames: Ref, fold: int) -> tuple[Lab
         lent = prepare(lender.data, lender.compute)
         return stage, foundation_of(lender, lent, chosen_folds(lent, lender.data)[0])
     return stage, foundation_of(recipe, frames, fold) if stage.sam == "foundation" else None
-
-
-def publish(
-    name: str, recipe: GeneralisedRecipe, asked: Any, table: pd.DataFrame, references: Sequence[str], chart: Any,
-    text: str,
-) -> StudyOutcome:
-    """Write the study down, here and in MLflow. asked: what it was made of, for its key."""
-    key = f"{name}-{recipe.name}-{digest_of('study', [], (asked, replace(recipe, compute=None, about='')))[:10]}"
-    with night_run(f"study {name} {recipe.name}", key, recipe, {"study": name}) as run:
-        report = write_study(name, recipe, key, table, references, png(chart), run, text)
-    rows = tuple(plain(table.to_dict("records")))
-    return StudyOutcome(name, recipe.name, key, tuple(references), rows, tuple(ledger()), report)

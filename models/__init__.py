@@ -6,11 +6,10 @@ spelling works from outside (`dataset="my_lab.thermal:Thermal"`). Nothing is imp
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any
 
-from models.errors import UsageError
+from models.errors import UsageError, unknown
 
 DATASETS = {
     "toy": "models.datasets.toy:Toy",
@@ -58,6 +57,4 @@ def find(table: dict[str, str], name: str) -> Any:
             return resolve_name(name)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"Cannot import {name!r} ({error}); write it as module:attribute.") from error
-    close = get_close_matches(name, table, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"There is no {name!r}; choose one of {', '.join(sorted(table))}.{hint}")
+    raise unknown("entry", name, table)

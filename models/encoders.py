@@ -156,7 +156,7 @@ def _timm(settings: EncoderSettings) -> Parts:
     stride = {"output_stride": 8} if settings.dilated else {}
     try:
         net = timm.create_model(settings.name, **stride, **options)
-    except (NotImplementedError, TypeError, AssertionError) as error:
+    except (NotImplementedError, TypeError, AssertionError) as error:  # what timm raises where strides are fixed
         why = str(error) or "its strides are fixed"
         raise UsageError(f"{settings.name} cannot be dilated ({why}); set encoder.dilated=false.") from error
     load_weights(net, settings.weights)

@@ -9,6 +9,9 @@
 The message is one sentence that says what to do next. Everything else that escapes is a bug.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ThermofuseError(Exception):
     exit_code = 1
@@ -28,3 +31,10 @@ class StageFailed(ThermofuseError):
 
 class LeaseHeld(ThermofuseError):
     exit_code = 3
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is none of the `known` ones: it lists them, and guesses which was meant."""
+    close = get_close_matches(name, known := list(known), n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UsageError(f"There is no {kind} {name!r}; choose one of {', '.join(known)}.{hint}")

@@ -101,7 +101,7 @@ def test_sensors_are_compared_by_one_network(here):
 
 
 def test_an_unknown_study_is_named_with_the_right_ones(here):
-    with pytest.raises(UsageError, match="no fusion study 'fusres'; choose one of fusers, masks, sensors"):
+    with pytest.raises(UsageError, match="no study 'fusres'; choose one of fusers, masks, sensors"):
         run("fusres")
 
 
