@@ -50,6 +50,17 @@ def weight(bank):
 # ---- the bank
 
 
+def test_a_bank_of_another_seed_encodes_its_own_pseudo_queries_and_no_frame_again(encoder, views, calls):
+    first = bank(encoder, PseudoViews(views.frames, views.synthetic, seed=1))
+    query = first.views.show("train-00000", 3)[1], "infrared"
+    before = first.get([A, B, query])
+    other = first.showing(first.views.of_seed(2))
+    after = other.get([A, B, query])
+    assert calls == [3, 1]
+    assert all(torch.equal(x[:2], y[:2]) for x, y in zip(before, after, strict=True))
+    assert not torch.equal(before[0][2], after[0][2])
+
+
 def test_each_picture_is_encoded_once(encoder, views, calls):
     held = bank(encoder, views)
     held.get([A, B, A])
