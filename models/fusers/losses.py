@@ -15,7 +15,7 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from models.fusers.colour import luminance
 from models.fusers.filters import edges, filter_valid, gaussian_taps, sobel
-from models.fusers.metrics import edge_quality, visual_information
+from models.fusers.metrics import edge_quality, information
 from models.fusers.settings import FuserSettings
 
 
@@ -60,24 +60,26 @@ def own_losses(fused: Tensor, infrared: Tensor, visible: Tensor, settings: Fuser
 def metric_loss(fused: Tensor, infrared: Tensor, visible: Tensor) -> Tensor:
     """What Qabf, VIF and SCD miss, as a loss: 4 (1 - Qabf) + ½ (1 - VIF / 2) + 0.1 (1 - SCD / 2). [B,1,H,W] each.
 
-    Not one of the papers' losses: a fuser that was trained by it has been told what it will be measured by. Qabf is
-    smoothed where gradients vanish, and leaves the border out.
+    Not one of the papers' losses: a fuser that was trained by it has been told what it will be measured by. Qabf and
+    VIF are ratios of sums; their sums are taken over the batch, so that a dark crop weighs what it weighs in a frame.
+    Qabf is smoothed where gradients vanish, and leaves the border out.
     """
     trio = 255 * torch.stack([x[:, 0].double() for x in (infrared, visible, fused)])
-    missed = 4 * (1 - smooth_edge_transfer(trio)) + 0.5 * (1 - visual_information(trio) / 2)
-    return missed.mean().float() + 0.1 * complement_loss(fused, infrared, visible)
+    told, present = (part.sum(1) + 1e-10 for part in information(trio))
+    missed = 4 * (1 - smooth_edge_transfer(trio)) + 0.5 * (1 - (told / present).sum() / 2)
+    return missed.float() + 0.1 * complement_loss(fused, infrared, visible)
 
 
 def smooth_edge_transfer(trio: Tensor) -> Tensor:
-    """Qabf [B] of a, b, f, float64 [3,B,H,W] in 0..255, with a gradient everywhere."""
+    """Qabf of a, b, f, float64 [3,B,H,W] in 0..255, taken as one picture; with a gradient everywhere."""
     across, down = sobel(trio, "valid")
     strength = (across.square() + down.square() + 1).sqrt()
     kept = 0.0
     for i in (0, 1):
         ratio = torch.minimum(strength[i], strength[2]) / torch.maximum(strength[i], strength[2])
         along = (across[i] * across[2] + down[i] * down[2]).abs() / (strength[i] * strength[2])
-        kept = kept + (edge_quality(ratio, 1 - along.clamp_max(0.999).acos() / (math.pi / 2)) * strength[i]).sum((1, 2))
-    return kept / strength[:2].sum((0, 2, 3))
+        kept = kept + (edge_quality(ratio, 1 - along.clamp_max(0.999).acos() / (math.pi / 2)) * strength[i]).sum()
+    return kept / strength[:2].sum()
 
 
 def complement_loss(fused: Tensor, infrared: Tensor, visible: Tensor) -> Tensor:

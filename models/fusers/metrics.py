@@ -154,19 +154,25 @@ def visual_information(trio: Tensor, noise: float = 2.0) -> Tensor:
 
     Windows 17, 9, 5, 3 with σ = size / 5, where they fit; `noise` is the variance of the eye's own.
     """
+    told, present = information(trio, noise)
+    return ((told + 1e-10) / (present + 1e-10)).sum(0)  # a flat source holds nothing to lose: 1
+
+
+def information(trio: Tensor, noise: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Per source and picture, [2,B] each: what f tells of it, and what there is to tell; the sums of VIF."""
     told, present = 0.0, 0.0
     for size in (17, 9, 5, 3):
         taps = gaussian_taps(size, size / 5)
         if size < 17:
             trio = filter_valid(trio, taps)[..., ::2, ::2]
         _, variance, shared = _moments(trio, taps)
-        told_here, present_here = _information(variance.clamp_min(0), shared, noise)
+        told_here, present_here = _at_one_scale(variance.clamp_min(0), shared, noise)
         told, present = told + told_here, present + present_here
-    return ((told + 1e-10) / (present + 1e-10)).sum(0)  # a flat source holds nothing to lose: 1
+    return told, present
 
 
-def _information(variance: Tensor, shared: Tensor, noise: float, tiny: float = 1e-10) -> tuple[Tensor, Tensor]:
-    """Per source: what f tells, and what there is to tell, [2,B] each (in decades; the unit cancels)."""
+def _at_one_scale(variance: Tensor, shared: Tensor, noise: float, tiny: float = 1e-10) -> tuple[Tensor, Tensor]:
+    """`information` of one scale (in decades; the unit cancels)."""
     source, fused = variance[:2], variance[2]
     gain = torch.where((source < tiny) | (fused < tiny), 0.0, shared / (source + tiny))
     left = torch.where(fused < tiny, 0.0, fused - gain * shared)

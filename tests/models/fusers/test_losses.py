@@ -114,10 +114,20 @@ def test_smooth_qabf_is_near_the_true_one_and_has_a_gradient_everywhere():
     infrared, visible = (torch.randint(0, 256, (2, 60, 60)).float() for _ in range(2))
     for fused in ((infrared + visible) / 2, torch.maximum(infrared, visible), infrared):
         trio = torch.stack([infrared, visible, fused]).double()
-        assert torch.allclose(smooth_edge_transfer(trio), edge_transfer(trio, "interior"), atol=0.02)
+        for one in trio.split(1, dim=1):
+            assert torch.allclose(smooth_edge_transfer(one), edge_transfer(one, "interior")[0], atol=0.02)
     dull = flat.clone().requires_grad_(True)
     metric_loss(dull[:, None] / 255, infrared[:, None] / 255, visible[:, None] / 255).backward()
     assert torch.isfinite(dull.grad).all()
+
+
+def test_a_dark_crop_weighs_in_the_metric_loss_what_it_weighs_in_a_frame():
+    torch.manual_seed(0)
+    textured, faint = torch.rand(1, 1, 64, 64), torch.rand(1, 1, 64, 64) / 255
+    sources, fused = torch.cat([textured, faint]), torch.cat([textured, 1 - faint])
+    both, alone = metric_loss(fused, sources, sources), metric_loss(textured, textured, textured)
+    apart = (alone + metric_loss(1 - faint, faint, faint)) / 2
+    assert both - alone < 0.2 * (apart - alone)
 
 
 def test_descending_the_metric_loss_raises_the_metrics():
