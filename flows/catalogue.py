@@ -21,6 +21,7 @@ FLOWS = {
 }
 STUDIES = {
     "ablation": "flows.studies:study",
+    "pseudo": "flows.studies:study",
     "mix": "flows.studies:study",
     "modalities": "flows.studies:study",
     "degradation": "flows.studies:study",

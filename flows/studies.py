@@ -106,6 +106,23 @@ def ablation(recipe: Recipe, visible: bool) -> Plan:
     return _plan(variants, palettes, ("prototype", "baseline", "replicated"), controls)
 
 
+def pseudo(recipe: Recipe, visible: bool) -> Plan:
+    """What episodes without labels are worth, to one stream and to two: every second batch asks for pseudo-classes, so
+    that all variants take as many steps (after Ouyang et al., "Self-supervision with Superpixels", ECCV 2020)."""
+    alone, both = (replace(recipe.meta, streams=streams, pseudo_share=0.0) for streams in ((ALONE,), (AUGMENTED, RGB)))
+    variants = [
+        Variant("infrared", "infrared alone", alone),
+        Variant("infrared_pseudo", "infrared alone, with pseudo-classes", replace(alone, pseudo_share=0.5)),
+        Variant("both", "infrared and synthetic RGB", both),
+        Variant("both_pseudo", "infrared and synthetic RGB, with pseudo-classes", replace(both, pseudo_share=0.5)),
+        Variant("replicated_pseudo", "the same whose second stream sees infrared",
+                replace(both, streams=(AUGMENTED, COPY), pseudo_share=0.5)),
+    ]
+    controls = _controls({"prototype": ("infrared", "prototype")})
+    palettes = (Palette(recipe.translate, recipe.base),)
+    return _plan(variants, palettes, ("prototype", "infrared", "infrared_pseudo", "replicated_pseudo"), controls)
+
+
 def mix(recipe: Recipe, visible: bool) -> Plan:
     """How often training shows synthetic stand-ins (lightness and its RGB) in place of the real infrared frame."""
     variants = [
@@ -177,7 +194,7 @@ def _plan(variants: Sequence[Variant], palettes: Sequence[Palette], references: 
 
 
 PLANS: dict[str, Callable[[Recipe, bool], Plan]] = {
-    "ablation": ablation, "mix": mix, "modalities": modalities, "fused": fused,
+    "ablation": ablation, "pseudo": pseudo, "mix": mix, "modalities": modalities, "fused": fused,
 }
 
 

@@ -65,4 +65,4 @@ def test_an_unknown_study_is_named_with_the_right_ones(thermofuse_home, prefect_
     known = "ablation, mix, modalities, fused, degradation"
     with pytest.raises(UsageError, match=rf"no study 'ablatoin'.*{known}.*mean 'abl"):
         study("ablatoin", smoke(), SEEDS[:1])
-    assert list(STUDIES) == ["ablation", "mix", "modalities", "fused", "degradation"]
+    assert list(STUDIES) == ["ablation", "pseudo", "mix", "modalities", "fused", "degradation"]
