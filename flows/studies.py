@@ -109,17 +109,18 @@ def ablation(recipe: Recipe, visible: bool) -> Plan:
 def pseudo(recipe: Recipe, visible: bool) -> Plan:
     """What episodes without labels are worth, to one stream and to two: every second batch asks for pseudo-classes, so
     that all variants take as many steps (after Ouyang et al., "Self-supervision with Superpixels", ECCV 2020)."""
+    base = recipe.base
     alone, both = (replace(recipe.meta, streams=streams, pseudo_share=0.0) for streams in ((ALONE,), (AUGMENTED, RGB)))
     variants = [
-        Variant("infrared", "infrared alone", alone),
-        Variant("infrared_pseudo", "infrared alone, with pseudo-classes", replace(alone, pseudo_share=0.5)),
+        Variant("infrared", "infrared alone", alone, 1),
+        Variant("infrared_pseudo", "infrared alone, with pseudo-classes", replace(alone, pseudo_share=0.5), 1),
         Variant("both", "infrared and synthetic RGB", both),
         Variant("both_pseudo", "infrared and synthetic RGB, with pseudo-classes", replace(both, pseudo_share=0.5)),
         Variant("replicated_pseudo", "the same whose second stream sees infrared",
                 replace(both, streams=(AUGMENTED, COPY), pseudo_share=0.5)),
     ]
     controls = _controls({"prototype": ("infrared", "prototype")})
-    palettes = (Palette(recipe.translate, recipe.base),)
+    palettes = (Palette(recipe.translate, base), Palette(recipe.translate, replace(base, layers=("infrared",))))
     return _plan(variants, palettes, ("prototype", "infrared", "infrared_pseudo", "replicated_pseudo"), controls)
 
 

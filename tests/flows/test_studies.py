@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flows.recipes import RECIPES, smoke, with_fused
-from flows.studies import PLANS, SEEDS, STUDIES, ablation, fused, mix, modalities, study
+from flows.studies import PLANS, SEEDS, STUDIES, ablation, fused, mix, modalities, pseudo, study
 from models.errors import UsageError
 from models.fusers.settings import FuserSettings
 
@@ -42,6 +42,19 @@ def test_the_ablation_holds_every_method_and_control():
     assert "visible" not in {variant.name for variant in ablation(recipe, False).variants}
 
 
+def test_pseudo_classes_are_asked_of_one_stream_and_of_two():
+    recipe = smoke()
+    made = {variant.name: variant for variant in pseudo(recipe, False).variants}
+    palettes = pseudo(recipe, False).palettes
+    assert palettes[made["infrared"].pictures].base.layers == ("infrared",)
+    for name, layers in (("infrared", ["infrared"]), ("both", ["infrared", "rgb"])):
+        without, with_them = made[name], made[f"{name}_pseudo"]
+        assert [stream.layer for stream in without.meta.streams] == layers
+        assert (without.meta.pseudo_share, with_them.meta.pseudo_share) == (0.0, 0.5)
+        assert replace(with_them, meta=without.meta, name=name, about=without.about) == without, "one thing differs"
+    assert [s.layer for s in made["replicated_pseudo"].meta.streams] == ["infrared", "infrared"]
+
+
 def test_mix_and_modalities_change_one_thing_at_a_time():
     shares = [variant.meta.stand_in for variant in mix(smoke(), False).variants]
     assert shares == [0.0, 0.25, 0.5, 0.75, 0.9]
@@ -62,7 +75,7 @@ def test_the_fused_picture_is_held_against_a_third_look_and_a_control():
 
 
 def test_an_unknown_study_is_named_with_the_right_ones(thermofuse_home, prefect_server):
-    known = "ablation, mix, modalities, fused, degradation"
+    known = "ablation, pseudo, mix, modalities, fused, degradation"
     with pytest.raises(UsageError, match=rf"no study 'ablatoin'.*{known}.*mean 'abl"):
         study("ablatoin", smoke(), SEEDS[:1])
     assert list(STUDIES) == ["ablation", "pseudo", "mix", "modalities", "fused", "degradation"]
