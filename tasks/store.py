@@ -2,12 +2,13 @@
 
     <root>/<kind>/<digest>/   files ..., rows.parquet, manifest.json (written last, once, never again)
 
-The digest is taken of the inputs' digests, the settings and the stage's source text, so the same question has the same
+The digest is taken of the inputs' digests, the settings and the stage's code, so the same question has the same
 folder and is answered once. Root is a local folder or `s3://bucket/prefix`.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib.util
@@ -17,7 +18,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def digest_of(kind: str, inputs: Iterable[Ref | str], settings: Any, code: Itera
         kind: what is made.
         inputs: the refs (or digests) it is made of, in order.
         settings: dataclass, dict or tuple of plain values.
-        code: dotted names of the modules whose source text takes part; a package stands for its own modules.
+        code: dotted names of the modules whose code takes part, less comments and docstrings; a package stands for its
+            own modules.
     """
     question = {
         "kind": kind,
@@ -87,7 +89,7 @@ def digest_of(kind: str, inputs: Iterable[Ref | str], settings: Any, code: Itera
 
 
 def _source_digest(name: str) -> str:
-    """The digest of a module's source text. The module itself is not imported, only the packages around it."""
+    """The digest of a module's code. The module itself is not imported, only the packages around it."""
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:
@@ -96,8 +98,17 @@ def _source_digest(name: str) -> str:
         raise UsageError(f"There is no module {name!r} to digest; give dotted names such as models.backbone.")
     origin = Path(spec.origin)
     files = sorted(origin.parent.glob("*.py")) if spec.submodule_search_locations is not None else [origin]
-    text = b"".join(path.name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n") for path in files)
-    return hashlib.sha256(text).hexdigest()
+    return hashlib.sha256("".join(f"{path.name}\0{_bare(path.read_bytes())}\0" for path in files).encode()).hexdigest()
+
+
+@cache
+def _bare(source: bytes) -> str:
+    """A module's source without comments, docstrings and layout: a word of explanation computes nothing again."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0].value.value = ""
+    return ast.unparse(tree)
 
 
 class Store:

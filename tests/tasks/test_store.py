@@ -91,6 +91,18 @@ def test_the_source_text_counts_and_is_not_run(module):
     assert "noted" not in sys.modules
 
 
+def test_words_of_explanation_do_not_count(module):
+    def digest(text):
+        module.write_text(text)
+        return digest_of("k", [], {}, ["noted"])
+
+    code = "def twice(x):\n    {}return x * 2\n"
+    plain = digest(code.format('"""One."""\n    '))
+    assert digest("# why\n\n\n" + code.format('"""Another."""\n    ')) == plain
+    assert digest(code.format('"""One."""\n    ').replace("2", "3")) != plain
+    assert digest(code.format('"".join("a")\n    ')) != plain
+
+
 def test_a_package_stands_for_its_modules(tmp_path, monkeypatch):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle/__init__.py").write_text("")
