@@ -2,7 +2,8 @@
 
 A cell is one variant with one seed: its meta learners and fusion are fitted for every fold, and sit the episodes whose
 supports that seed drew. All cells of a seed are one shard: what the frozen networks say about an episode is worked out
-once and read by every variant. A cell that is done is kept at once; a study that was killed goes on with the next.
+once and read by every variant. A cell that is done is kept at once, for whatever study asks for it: one that was killed
+goes on with the next, and one with another variant or more seeds makes only what is new.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from models.segmenters.desk import Desk
 from models.segmenters.expert import Expert
 from models.segmenters.lessons import Best, MetaSettings, courses
 from models.views import FeatureBank, PseudoViews, episode_mask
-from tasks import train_meta
+from tasks import places, train_meta
 from tasks.fanout import Compute, fan_out
 from tasks.stage import stage
-from tasks.store import Ref
+from tasks.store import Ref, digest_of
 from tasks.train_meta import Experts, batch_losses, fresh_experts, optimisers, update
 
 CODE = ("tasks.compare", "models.metrics", *train_meta.CODE)
@@ -66,13 +67,30 @@ def compare(
 
     episodes: the exam, drawn with the same seeds. seeds: of the training episodes, too.
     """
-    rows = [{"id": f"{v.name}.{seed}", "variant": n, "seed": seed} for seed in seeds for n, v in enumerate(variants)]
+    asked = from_rows(places.store().rows(episodes))
+    rows = [
+        {"id": f"{v.name}.{seed}", "variant": n, "seed": seed,
+         "digest": cell_digest((frames, encoder, *pictures[v.pictures]), asked, v.meta, seed, folds)}
+        for seed in seeds for n, v in enumerate(variants)
+    ]
     fused = [each.fused for each in pictures if each.fused]
     settings = {"variants": [replace(v, about="") for v in variants], "folds": tuple(folds)}
     settings["fused"] = [each.fused is not None for each in pictures]
     wide = replace(compute, shard_size=len(variants), shard_deadline_seconds=DEADLINE_SECONDS, max_quarantined=0.0)
     inputs = [frames, encoder, episodes, *chain.from_iterable(each[:3] for each in pictures), *fused]
     return fan_out(Laboratory, rows, settings, wide, kind="cells", inputs=inputs, code=CODE)
+
+
+def cell_digest(
+    inputs: Sequence[Ref | None], episodes: Sequence[EpisodeKey], meta: MetaSettings, seed: int, folds: Sequence[int]
+) -> str:
+    """What a cell is kept under: its own pictures, settings, and the episodes of its seed."""
+    asked = {"meta": replace(meta, seed=seed), "folds": tuple(folds), "fused": inputs[-1] is not None}
+    return digest_of("cell", list(filter(None, inputs)), asked | {"episodes": of_seed(episodes, seed)}, CODE)
+
+
+def of_seed(episodes: Sequence[EpisodeKey], seed: int) -> list[EpisodeKey]:
+    return [key for key in episodes if key.seed == seed]
 
 
 def cell_table(cells: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -105,22 +123,25 @@ class Laboratory:
         self.seed: int | None = None
 
     def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
-        return [row | {"exam": self._cell(row, draft)} for row in shard]
+        return [row | {"exam": json.dumps(self._cell(row).to_dict("list"))} for row in shard]
 
-    def _cell(self, row: dict, draft: Any) -> str:
-        name = f"cells/{row['id']}.json"
-        if not draft.exists(name):
-            draft.write(name, json.dumps(self.study(self.variants[row["variant"]], row["seed"])).encode())
-        return draft.read(name).decode()
+    def _cell(self, row: dict) -> pd.DataFrame:
+        """The cell's table, made or found; there, episodes are numbered within their seed, here within the exam."""
+        store = places.store()
+        found = store.find("cell", row["digest"])
+        if found is None:
+            made = self.study(self.variants[row["variant"]], row["seed"])
+            found = store.draft("cell", row["digest"]).commit(made, {"id": row["id"]})
+        numbers = [n for n, key in enumerate(self.episodes) if key.seed == row["seed"]]
+        return store.rows(found).assign(episode=lambda table: [numbers[n] for n in table["episode"]])
 
-    def study(self, variant: Variant, seed: int) -> dict[str, list]:
-        """Fit one variant and examine it: columns of its table."""
+    def study(self, variant: Variant, seed: int) -> pd.DataFrame:
+        """Fit one variant and examine it: its table."""
         meta = replace(variant.meta, seed=seed)
         desk = self._desk(variant, seed)
         experts = fit_experts(desk, self.pictures[variant.pictures][2], self.folds, meta, self.device)
-        asked = [(n, key) for n, key in enumerate(self.episodes) if key.seed == seed]
-        rows = [row for number, key in asked for row in sit(desk, experts[str(key.fold)], key, number, meta)]
-        return pd.DataFrame(rows).to_dict("list")
+        asked = enumerate(of_seed(self.episodes, seed))
+        return pd.DataFrame([row for n, key in asked for row in sit(desk, experts[str(key.fold)], key, n, meta)])
 
     def _desk(self, variant: Variant, seed: int) -> Desk:
         """The desk of these pictures and base learners at this size; a new seed clears all but features of frames."""

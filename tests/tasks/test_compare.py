@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from uuid import uuid4
 
 import pandas as pd
 import pytest
@@ -23,8 +24,10 @@ from models.segmenters.predictor import load_experts
 from models.segmenters.pspnet import PSPNet
 from models.segmenters.similarity import evidence
 from models.views import PSEUDO_MARK, FeatureBank, Stream
-from tasks import compare, train_meta
-from tasks.compare import Laboratory, Variant, cell_table
+from tasks import compare, places, train_meta
+from tasks.compare import Laboratory, Pictures, Variant, cell_table
+from tasks.fanout import Compute
+from tasks.store import Ref
 from tasks.train_meta import MetaJob, meta_loop
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, drawn_refined, drawn_translations
 
@@ -63,25 +66,19 @@ def laboratory(folders):
     return Laboratory({"variants": VARIANTS, "folds": FOLDS, "fused": [False]}, folders)
 
 
-class Memory(dict):
-    """A draft that keeps what is written."""
-
-    def exists(self, name):
-        return name in self
-
-    def write(self, name, data):
-        self[name] = data
-
-    def read(self, name):
-        return self[name]
+@pytest.fixture(autouse=True)
+def store(thermofuse_home):
+    return places.store()
 
 
-def row(variant, seed):
-    return {"id": f"{VARIANTS[variant].name}.{seed}", "variant": variant, "seed": seed}
+def row(variant, seed, digest=None):
+    """A cell that was never asked for, unless its digest says otherwise."""
+    name = f"{VARIANTS[variant].name}.{seed}"
+    return {"id": name, "variant": variant, "seed": seed, "digest": digest or uuid4().hex[:16]}
 
 
 def table(laboratory, *cells):
-    made = laboratory([row(*cell) for cell in cells], Memory())
+    made = laboratory([row(*cell) for cell in cells], None)
     return cell_table(pd.DataFrame(made), [variant.name for variant in VARIANTS])
 
 
@@ -140,15 +137,51 @@ def test_a_new_seed_encodes_no_frame_again(folders, monkeypatch):
     encoded.clear()
     after = laboratory.study(asks, 6)
     assert first and not first & set(encoded) and any(PSEUDO_MARK in key[0] for key in encoded)
-    assert after == fresh.study(asks, 6)
+    assert after.equals(fresh.study(asks, 6))
 
 
-def test_a_cell_that_is_done_is_not_done_again(laboratory, monkeypatch):
-    draft = Memory()
-    first = laboratory([row(1, 5)], draft)
-    assert list(draft) == ["cells/alone.5.json"]
+def test_a_cell_that_is_done_is_not_done_again(laboratory, store, monkeypatch):
+    first = laboratory([row(1, 6, "c0")], None)
+    assert store.manifest(store.find("cell", "c0"))["meta"] == {"id": "alone.6"}
     monkeypatch.setattr(laboratory, "study", lambda *_: pytest.fail("done before"))
-    assert laboratory([row(1, 5)], draft) == first
+    assert laboratory([row(1, 6, "c0")], None) == first
+    asked = {n for n, key in enumerate(laboratory.episodes) if key.seed == 6}
+    assert set(json.loads(first[0]["exam"])["episode"]) == asked, "numbered within the exam"
+
+
+def rows_of(monkeypatch, frames, variants, seeds, asked, pictures=None):
+    """What a study hands to its workers: cell -> digest."""
+    handed = {}
+    monkeypatch.setattr(compare, "fan_out", lambda worker, rows, *rest, **more: handed.update(
+        {row["id"]: row["digest"] for row in rows}))
+    pictures = [pictures or Pictures(*(Ref("", kind, kind, 1) for kind in ("synthetic", "labels", "base")))]
+    kept = places.store().draft("episodes", uuid4().hex[:16]).commit(to_rows(frames, asked), {})
+    frozen = [Ref("", kind, kind, 1) for kind in ("frames", "encoder")]
+    compare.compare.fn(*frozen, kept, pictures, variants, seeds, FOLDS, Compute())
+    return handed
+
+
+def test_one_more_seed_or_variant_asks_for_the_old_cells_by_their_old_names(folders, monkeypatch):
+    frames = Frames.open(folders[0])
+    every = [key for fold in FOLDS for key in exam(frames, fold, EpisodeSettings(min_pixels=40, seeds=SEEDS))]
+    first = [key for key in every if key.seed == SEEDS[0]]
+    small = rows_of(monkeypatch, frames, VARIANTS[:1], SEEDS[:1], first)
+    large = rows_of(monkeypatch, frames, VARIANTS, SEEDS, every)
+    assert small["both.5"] == large["both.5"] and len(set(large.values())) == len(large) == 6
+    renamed = rows_of(monkeypatch, frames, (replace(VARIANTS[0], name="x", about="y"),), SEEDS[:1], first)
+    assert renamed["x.5"] == small["both.5"]
+
+
+def test_other_pictures_supports_or_settings_are_another_cell(folders, monkeypatch):
+    frames = Frames.open(folders[0])
+    asked = [key for fold in FOLDS for key in exam(frames, fold, EpisodeSettings(min_pixels=40, seeds=SEEDS[:1]))]
+    fused = Pictures(*(Ref("", kind, kind, 1) for kind in ("synthetic", "labels", "base", "fused")))
+    longer = (replace(VARIANTS[0], meta=replace(META, steps=META.steps + 1)),)
+    given = [(VARIANTS[:1], asked, None), (VARIANTS[:1], asked, fused), (longer, asked, None),
+             (VARIANTS[:1], [replace(asked[0], supports=("other",)), *asked[1:]], None)]
+    names = [rows_of(monkeypatch, frames, variants, SEEDS[:1], keys, pictures)["both.5"]
+             for variants, keys, pictures in given]
+    assert len(set(names)) == len(given)
 
 
 class End:
@@ -211,7 +244,8 @@ def test_a_fused_picture_comes_from_the_folder_of_its_own_set(folders, tmp_path)
     variants = tuple(Variant(name, "", replace(META, streams=streams[name]), 1) for name in streams)
     made = Laboratory({"variants": variants, "folds": FOLDS, "fused": [False, True]},
                       [*folders, *folders[3:], tmp_path])
-    fused, visible = (made([{"id": f"{n}", "variant": n, "seed": 5}], Memory())[0]["exam"] for n in (0, 1))
+    asked = [{"id": f"{n}", "variant": n, "seed": 5, "digest": f"f{n}"} for n in (0, 1)]
+    fused, visible = (made([row], None)[0]["exam"] for row in asked)
     assert fused == visible
     assert made._desk(VARIANTS[0], 5).bank.views.fused is None and made._desk(variants[0], 5).bank.views.fused
 
