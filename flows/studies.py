@@ -27,7 +27,7 @@ from models.plots import png
 from models.segmenters.lessons import MetaSettings
 from models.views import FUSED, Stream
 from tasks import places
-from tasks.compare import Pictures, Variant, cell_table, compare
+from tasks.compare import Pictures, Variant, cell_table, compare, held_out_scores
 from tasks.degrade import degrade
 from tasks.evaluate import evaluate, exam_table
 from tasks.fit_translators import fit_translators
@@ -229,10 +229,11 @@ def trial(name: str, recipe: Recipe, seeds: tuple[int, ...]) -> StudyOutcome:
     pictures = [paint(palette, frames, encoder, folds, recipe) for palette in plan.palettes]
     cells = compare(frames, encoder, episodes, pictures, plan.variants, seeds, folds, compute)
 
-    table = cell_table(places.store().rows(cells), [variant.name for variant in plan.variants])
+    rows, names = places.store().rows(cells), [variant.name for variant in plan.variants]
+    table = cell_table(rows, names)
     opened = open_frames(frames)
     classes = {fold: opened.novel(fold) for fold in folds}
-    found = tabulate(table, plan.rows, plan.references, classes, recipe.exam.resamples)
+    found = tabulate(table, plan.rows, plan.references, classes, recipe.exam.resamples, held_out_scores(rows, names))
     chart = charts.dots(found.to_dict("records"), plan.references[-1 if name == "mix" else 1])
     return publish(name, recipe, [cells], found, plan.references, chart)
 

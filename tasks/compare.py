@@ -63,7 +63,8 @@ def compare(
     frames: Ref, encoder: Ref, episodes: Ref, pictures: Sequence[Pictures], variants: Sequence[Variant],
     seeds: Sequence[int], folds: Sequence[int], compute: Compute,
 ) -> Ref:
-    """Kind "cells": one row per variant and seed; `exam` holds its episodes as JSON (`cell_table`).
+    """Kind "cells": one row per variant and seed; `exam` holds its episodes as JSON (`cell_table`), `held_out` the mIoU
+    of base classes that its training did not see, which is what variants may be chosen by.
 
     episodes: the exam, drawn with the same seeds. seeds: of the training episodes, too.
     """
@@ -105,6 +106,12 @@ def cell_table(cells: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def held_out_scores(cells: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    """Variant -> mIoU in points on base classes that its training did not see, the mean over seeds; the known ones."""
+    means = pd.to_numeric(cells["held_out"]).groupby(cells["variant"]).mean().dropna()
+    return {names[n]: round(100 * float(value), 2) for n, value in means.items()}
+
+
 class Laboratory:
     """Holds the frozen networks; a shard is the cells of one seed, one after the other."""
 
@@ -123,25 +130,27 @@ class Laboratory:
         self.seed: int | None = None
 
     def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
-        return [row | {"exam": json.dumps(self._cell(row).to_dict("list"))} for row in shard]
+        return [row | self._cell(row) for row in shard]
 
-    def _cell(self, row: dict) -> pd.DataFrame:
-        """The cell's table, made or found; there, episodes are numbered within their seed, here within the exam."""
+    def _cell(self, row: dict) -> dict:
+        """The cell, made or found; there, episodes are numbered within their seed, here within the exam."""
         store = places.store()
         found = store.find("cell", row["digest"])
         if found is None:
-            made = self.study(self.variants[row["variant"]], row["seed"])
-            found = store.draft("cell", row["digest"]).commit(made, {"id": row["id"]})
-        numbers = [n for n, key in enumerate(self.episodes) if key.seed == row["seed"]]
-        return store.rows(found).assign(episode=lambda table: [numbers[n] for n in table["episode"]])
+            made, held_out = self.study(self.variants[row["variant"]], row["seed"])
+            found = store.draft("cell", row["digest"]).commit(made, {"id": row["id"], "held_out": held_out})
+        table, numbers = store.rows(found), [n for n, key in enumerate(self.episodes) if key.seed == row["seed"]]
+        exam = table.assign(episode=[numbers[n] for n in table["episode"]]).to_dict("list")
+        return {"exam": json.dumps(exam), "held_out": store.manifest(found)["meta"]["held_out"]}
 
-    def study(self, variant: Variant, seed: int) -> pd.DataFrame:
-        """Fit one variant and examine it: its table."""
+    def study(self, variant: Variant, seed: int) -> tuple[pd.DataFrame, float | None]:
+        """Fit one variant and examine it: its table, and its mIoU on held-out base classes."""
         meta = replace(variant.meta, seed=seed)
         desk = self._desk(variant, seed)
-        experts = fit_experts(desk, self.pictures[variant.pictures][2], self.folds, meta, self.device)
+        experts, held_out = fit_experts(desk, self.pictures[variant.pictures][2], self.folds, meta, self.device)
         asked = enumerate(of_seed(self.episodes, seed))
-        return pd.DataFrame([row for n, key in asked for row in sit(desk, experts[str(key.fold)], key, n, meta)])
+        rows = [row for n, key in asked for row in sit(desk, experts[str(key.fold)], key, n, meta)]
+        return pd.DataFrame(rows), held_out
 
     def _desk(self, variant: Variant, seed: int) -> Desk:
         """The desk of these pictures and base learners at this size; a new seed clears all but features of frames."""
@@ -165,8 +174,11 @@ class Laboratory:
 
 def fit_experts(
     desk: Desk, base: Path, folds: Sequence[int], meta: MetaSettings, device: str
-) -> nn.ModuleDict:
-    """The loop of `tasks.train_meta` in one process, with a desk that outlives it: the same steps, the same choice."""
+) -> tuple[nn.ModuleDict, float | None]:
+    """The loop of `tasks.train_meta` in one process, with a desk that outlives it: the same steps, the same choice.
+
+    Also how well the chosen did on the held-out base classes: mIoU, the mean over folds; None where none is held out.
+    """
     views = desk.bank.views
     lessons = courses(views, folds, meta)
     experts = fresh_experts(views.frames, lessons, desk.bank.encoder, meta, base).to(device)
@@ -179,7 +191,8 @@ def fit_experts(
     if meta.selects:
         best.examine(meta.steps, experts, lessons, desk.ask)
         best.load_into(experts)
-    return experts.eval()
+    judged = [score for score in best.score.values() if score >= 0]
+    return experts.eval(), sum(judged) / len(judged) if judged and meta.select_on == "held_out" else None
 
 
 @torch.no_grad()

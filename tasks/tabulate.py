@@ -52,18 +52,20 @@ class StudyOutcome:
 
 def tabulate(
     episodes: pd.DataFrame, rows: Sequence[Row], references: Sequence[str], classes: Mapping[int, Sequence[int]],
-    resamples: int = 10_000,
+    resamples: int = 10_000, held_out: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """COLUMNS, and for each reference row r: `over_<r>`, `over_<r>_low`, `over_<r>_high`.
 
     episodes: `models.metrics.COLUMNS` and seed; the same episodes for every stream. references: names of rows.
+    held_out: row -> points on base classes that it did not learn, a column of their own; rows may be chosen by it.
     """
     named = {row.name: row.stream for row in rows}
     kept = episodes[episodes["stream"].isin(named.values())]
     pairs = [(row.stream, named[r]) for row in rows for r in references if row.stream != named[r]]
     scores = score(kept, classes, pairs=pairs, resamples=resamples)
     spread = _per_seed(kept, classes)
-    return pd.DataFrame([_line(row, references, named, scores, spread[row.stream]) for row in rows])
+    lines = [_line(row, references, named, scores, spread[row.stream]) for row in rows]
+    return pd.DataFrame([line | {"held_out": held_out.get(line["row"])} for line in lines] if held_out else lines)
 
 
 def _line(row: Row, references: Sequence[str], named: Mapping[str, str], scores: Scores, seeds: list[float]) -> dict:
@@ -100,11 +102,13 @@ def _per_seed(episodes: pd.DataFrame, classes: Mapping[int, Sequence[int]]) -> d
 
 def markdown(table: pd.DataFrame, references: Sequence[str]) -> str:
     """The table for people: points, intervals in brackets."""
-    head = ["row", "mIoU", "FB-IoU", "seeds", *(f"over {name}" for name in references), "what it is"]
+    base = ["held-out base classes"] if "held_out" in table else []
+    head = ["row", "mIoU", "FB-IoU", "seeds", *base, *(f"over {name}" for name in references), "what it is"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
     for row in table.to_dict("records"):
         cells = [row["row"], _spread(row, "miou", "low", "high"), f"{row['fb_iou']:.2f}"]
         cells.append(f"{row['seed_low']:.1f} to {row['seed_high']:.1f}")
+        cells += ["–" if pd.isna(row["held_out"]) else f"{row['held_out']:.1f}" for _ in base]
         cells += [_spread(row, f"over_{n}", f"over_{n}_low", f"over_{n}_high", "+") for n in references]
         lines.append("| " + " | ".join([*cells, row["about"]]) + " |")
     return "\n".join([*lines, ""])

@@ -19,7 +19,7 @@ from models.metrics import COLUMNS, COUNTS
 from models.segmenters import desk
 from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.expert import Expert, ExpertSettings
-from models.segmenters.lessons import MetaSettings
+from models.segmenters.lessons import MetaSettings, courses
 from models.segmenters.predictor import load_experts
 from models.segmenters.pspnet import PSPNet
 from models.segmenters.similarity import evidence
@@ -135,14 +135,14 @@ def test_a_new_seed_encodes_no_frame_again(folders, monkeypatch):
     laboratory.study(asks, 5)
     first = {key for key in encoded if PSEUDO_MARK not in key[0]}
     encoded.clear()
-    after = laboratory.study(asks, 6)
+    after, _ = laboratory.study(asks, 6)
     assert first and not first & set(encoded) and any(PSEUDO_MARK in key[0] for key in encoded)
-    assert after.equals(fresh.study(asks, 6))
+    assert after.equals(fresh.study(asks, 6)[0])
 
 
 def test_a_cell_that_is_done_is_not_done_again(laboratory, store, monkeypatch):
     first = laboratory([row(1, 6, "c0")], None)
-    assert store.manifest(store.find("cell", "c0"))["meta"] == {"id": "alone.6"}
+    assert store.manifest(store.find("cell", "c0"))["meta"] == {"id": "alone.6", "held_out": first[0]["held_out"]}
     monkeypatch.setattr(laboratory, "study", lambda *_: pytest.fail("done before"))
     assert laboratory([row(1, 6, "c0")], None) == first
     asked = {n for n, key in enumerate(laboratory.episodes) if key.seed == 6}
@@ -226,7 +226,8 @@ def test_a_cell_is_fitted_as_the_night_fits(folders, laboratory, monkeypatch, tm
     """To the last bit, though the night's desk is new and the cell's remembers."""
     place = laboratory._desk(Variant("one", "", meta), meta.seed)
     compare.fit_experts(place, folders[5], FOLDS, replace(meta, steps=1), "cpu")
-    cell = compare.fit_experts(place, folders[5], FOLDS, meta, "cpu")
+    cell, held_out = compare.fit_experts(place, folders[5], FOLDS, meta, "cpu")
+    assert (held_out is None) == (meta.held_out == 0)
     night = fitted_by_night(meta, folders, tmp_path, monkeypatch)
     assert set(night) == set(FOLDS)
     for fold, expert in night.items():
@@ -250,9 +251,25 @@ def test_a_fused_picture_comes_from_the_folder_of_its_own_set(folders, tmp_path)
     assert made._desk(VARIANTS[0], 5).bank.views.fused is None and made._desk(variants[0], 5).bank.views.fused
 
 
+def test_variants_are_told_apart_on_base_classes(folders, laboratory):
+    """The score that chose the checkpoint, of classes of the fold's base; never one of those that the exam asks for."""
+    frames = Frames.open(folders[0])
+    meta = replace(META, rotate=True, pool=2, steps=2)
+    lessons = courses(laboratory._desk(VARIANTS[0], 5).bank.views, FOLDS, meta)
+    judged = {label for each in lessons.values() for label in each.judged}
+    assert judged and all(not set(each.judged) & set(frames.novel(each.fold)) for each in lessons.values())
+    found = laboratory.study(Variant("one", "", meta), 5)[1]
+    assert 0 <= found <= 1
+    cells = pd.DataFrame({"variant": [0, 0, 1, 2], "held_out": [found, 0.5, 0.25, None]})
+    assert compare.held_out_scores(cells, ["a", "b", "c"]) == {"a": round(50 * found + 25, 2), "b": 25.0}
+    assert compare.held_out_scores(cells.assign(held_out=None), ["a", "b", "c"]) == {}
+    tested = replace(META, select_on="test")
+    assert laboratory.study(Variant("two", "", tested), 5)[1] is None, "no score of novel classes is called held out"
+
+
 def test_training_moves_the_learners(folders, laboratory):
     place = laboratory._desk(VARIANTS[0], 5)
-    experts = compare.fit_experts(place, folders[5], FOLDS, replace(META, held_out=0), "cpu")
+    experts, _ = compare.fit_experts(place, folders[5], FOLDS, replace(META, held_out=0), "cpu")
     for expert in experts.values():
         assert all(not torch.equal(one.mix, torch.tensor([1.0, 0.0])) for one in expert.ensemble.learners)
         assert not any(p.requires_grad for p in expert.base.parameters())

@@ -60,6 +60,15 @@ def test_the_text_has_a_line_per_row(table):
     assert "| +20.00 [+20.00, +20.00] |" in lines[4] and lines[4].endswith("| two |")
 
 
+def test_what_variants_may_be_chosen_by_is_a_column_of_its_own(episodes):
+    table = tabulate(episodes, ROWS, ("control",), CLASSES, resamples=20, held_out={"plain": 12.34, "twice": 5.0})
+    assert pd.isna(table["held_out"][0]) and table["held_out"].tolist()[1:] == [12.34, 5.0]
+    lines = markdown(table, ("control",)).splitlines()
+    assert "| held-out base classes |" in lines[0]
+    assert "| 20.0 to 30.0 | – | – |" in lines[2] and "| 40.0 to 50.0 | 12.3 | +20.00" in lines[3]
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_files_and_runs_of_a_study(table, thermofuse_home, mlflow_uri):
     with tracking.night_run("study", "key", {"a": 1}) as run:
         report = write_study("ablation", None, "key", table, ("control",), b"chart", run)
