@@ -88,7 +88,7 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
             pipeline=ToyPipelineSettings(
-                size=SIZE, denoiser=(32, 64, 96), autoencoder_steps=400, steps=2500, batch=8,
+                size=SIZE, denoiser=(32, 64, 96), autoencoder_steps=1000, steps=2500, batch=8,
             ),
             sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),

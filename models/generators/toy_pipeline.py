@@ -36,7 +36,8 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 class ToyPipelineSettings:
     """size: pictures (H, W), multiples of 16. autoencoder, text: widths. denoiser: widths by level, finest first.
 
-    drop: share of captions that training leaves out. average: decay of the denoiser's running average.
+    autoencoder_crop: side of the square that each of its steps sees; smaller ones are cheaper, and it has no memory for
+    places. drop: share of captions that training leaves out. average: decay of the denoiser's running average.
     """
 
     size: tuple[int, int] = (96, 128)
@@ -44,8 +45,9 @@ class ToyPipelineSettings:
     denoiser: tuple[int, ...] = (48, 64, 96)
     text: int = 64
     tokens: int = 24
-    autoencoder_steps: int = 600
-    autoencoder_batch: int = 8
+    autoencoder_steps: int = 1000
+    autoencoder_batch: int = 16
+    autoencoder_crop: int = 48
     autoencoder_rate: float = 3e-3
     steps: int = 4000
     batch: int = 12
@@ -149,11 +151,13 @@ def as_tensor(pictures: np.ndarray) -> Tensor:
 
 
 def autoencoder_losses(vae: Any, pictures: Tensor) -> dict[str, Tensor]:
-    """L1 of the reconstruction of pictures [B, 3, H, W], and a weak pull that keeps latents within the decoder's ±3."""
+    """Squared error of the reconstruction of pictures [B, 3, H, W] (absolute error, which a grey picture of coloured
+    ground nearly satisfies, is only told), and a weak pull that keeps latents within the decoder's ±3."""
     latents = vae.encode(pictures).latents
     restored = vae.decode(latents).sample
-    error, size = l1_loss(restored, pictures), latents.square().mean()
-    return {"loss": error + 1e-3 * size, "error": error, "size": size}
+    size = latents.square().mean()
+    loss = 4 * mse_loss(restored, pictures) + 1e-3 * size
+    return {"loss": loss, "error": l1_loss(restored.detach(), pictures), "size": size}
 
 
 def denoiser_losses(parts: ToyPipeline, latents: Tensor, ids: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
@@ -184,11 +188,20 @@ def fit_autoencoder(
 
     def losses_at(step: int) -> dict[str, Tensor]:
         chosen = batch_indices(len(pictures), settings.autoencoder_batch, settings.seed, "autoencoder", step)
-        return autoencoder_losses(parts.vae, as_tensor(pictures[chosen]))
+        shown = crops(pictures[chosen], settings.autoencoder_crop, settings.seed, "crop", step)
+        return autoencoder_losses(parts.vae, as_tensor(shown))
 
     run(fitting, losses_at, tell)
     latents = encode_all(parts.vae, pictures[:256], scaled=False)
     parts.vae.register_to_config(scaling_factor=float(1 / latents.std()))
+
+
+def crops(pictures: np.ndarray, side: int, *key: object) -> np.ndarray:
+    """The same square [B, side, side, 3] of all pictures [B, H, W, 3], where `key` decides; as high and wide as they
+    are where they are smaller."""
+    room = [max(length - side, 0) for length in pictures.shape[1:3]]
+    top, left = np.random.default_rng(number(*key)).integers(np.array(room) + 1)
+    return pictures[:, top : top + side, left : left + side]
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from models.generators.toy_pipeline import (
     autoencoder_fitting,
     build,
     captions_of,
+    crops,
     denoiser_fitting,
     encode_all,
     fit_autoencoder,
@@ -63,6 +64,15 @@ def test_latents_have_unit_deviation_and_a_quarter_of_the_side(fitted, scenes):
     with torch.no_grad():
         restored = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample
     assert (restored - as_tensor(scenes[0])).abs().mean() < 0.3
+
+
+def test_a_crop_is_one_square_of_all_pictures_that_the_key_decides(scenes):
+    pictures, _ = scenes
+    one, same, other = (crops(pictures, 16, *key) for key in ((0, 1), (0, 1), (0, 2)))
+    assert one.shape == (12, 16, 16, 3) and np.array_equal(one, same) and not np.array_equal(one, other)
+    places = [(y, x) for y in range(17) for x in range(33) if np.array_equal(pictures[:, y : y + 16, x : x + 16], one)]
+    assert len(places) == 1
+    assert crops(pictures, 40, 0).shape == (12, 32, 40, 3) and np.array_equal(crops(pictures, 99, 0), pictures)
 
 
 def test_captions_name_what_is_there_and_nothing_about_where(scenes):
