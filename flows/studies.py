@@ -9,7 +9,7 @@ Ray and kept one by one: a study that was killed goes on with the next. Model se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,17 +17,14 @@ import pandas as pd
 from prefect import flow
 
 from flows.catalogue import SEEDS
+from flows.plans import PLANS, Palette
 from flows.recipes import Recipe, named
 from models import charts
 from models.corruptions import CORRUPTIONS
 from models.errors import unknown
-from models.fusers.settings import FuserSettings
-from models.generators.settings import TranslateSettings
 from models.plots import png
-from models.segmenters.lessons import MetaSettings
-from models.views import FUSED, Stream
 from tasks import places
-from tasks.compare import Pictures, Variant, cell_table, compare, held_out_scores
+from tasks.compare import Pictures, cell_table, compare, held_out_scores
 from tasks.degrade import degrade
 from tasks.evaluate import evaluate, exam_table
 from tasks.fit_translators import fit_translators
@@ -42,164 +39,10 @@ from tasks.store import Ref, digest_of
 from tasks.synthesise import synthesise
 from tasks.tabulate import Row, StudyOutcome, tabulate, write_study
 from tasks.tracking import night_run
-from tasks.train_base import BaseSettings, train_base
+from tasks.train_base import train_base
 from tasks.train_meta import train_meta
 
 SEVERITIES = (1, 3, 5)
-SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
-ALONE, AUGMENTED = Stream("infrared", "infrared"), Stream("infrared", "infrared", "lightness")
-RGB, VISIBLE = Stream("rgb", "rgb", "rgb_lightness"), Stream("visible", "visible")
-COPY = Stream("copy", "infrared", "lightness")
-LIGHTNESS = Stream("lightness", "lightness")
-THIRD = Stream(FUSED, FUSED)
-
-
-@dataclass(frozen=True)
-class Palette:
-    """How pictures and base learner of some variants are made. fuse: of a fused picture, if one of them reads it."""
-
-    translate: TranslateSettings
-    base: BaseSettings
-    fuse: FuserSettings | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study compares. reference: the row that all are measured against, next to `control`."""
-
-    variants: tuple[Variant, ...]
-    palettes: tuple[Palette, ...]
-    references: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-
-# ---- plans
-
-
-def ablation(recipe: Recipe, visible: bool) -> Plan:
-    """GenFusion's four methods, and what else might explain a gain: two looks at one picture, luck, the base map."""
-    meta, base = recipe.meta, recipe.base
-    palettes = (
-        Palette(recipe.translate, base),
-        Palette(recipe.translate, replace(base, layers=("infrared",))),
-        Palette(recipe.translate, replace(base, layers=("rgb", "rgb_lightness"))),
-        Palette(replace(recipe.translate, seed=recipe.translate.seed + 1), base),
-    )
-    other = "F1" if meta.expert.fusion == "F2" else "F2"
-    both = replace(meta, streams=(AUGMENTED, RGB))
-    variants = [
-        Variant("baseline", "infrared alone", replace(meta, streams=(ALONE,)), 1),
-        Variant("method1", "infrared with lightness pictures in training", replace(meta, streams=(AUGMENTED,))),
-        Variant("method2", "synthetic RGB alone", replace(meta, streams=(RGB,)), 2),
-        Variant("method3", f"infrared and synthetic RGB, fused by {meta.expert.fusion}", both),
-        Variant("replicated", "method3 whose second stream sees infrared", replace(both, streams=(AUGMENTED, COPY))),
-        Variant("other_seed", "method3 with translators of another seed", both, 3),
-        Variant("self_supervised", "method3, every second batch asking for pseudo-classes",
-                replace(both, pseudo_share=0.5)),
-        Variant("no_base", "method3 without the base map", _expert(both, use_base=False)),
-        Variant(other.lower(), f"method3 fused by {other}", _expert(both, fusion=other)),
-    ]
-    if visible:
-        seen = replace(meta, streams=(AUGMENTED, VISIBLE))
-        variants.append(Variant("visible", "method3 with the real visible picture in place of the synthetic", seen))
-    controls = _controls({"prototype": ("baseline", "prototype"), "prototype_both": ("method3", "prototype")})
-    return _plan(variants, palettes, ("prototype", "baseline", "replicated"), controls)
-
-
-def pseudo(recipe: Recipe, visible: bool) -> Plan:
-    """What episodes without labels are worth, to one stream and to two: every second batch asks for pseudo-classes, so
-    that all variants take as many steps (after Ouyang et al., "Self-supervision with Superpixels", ECCV 2020)."""
-    base = recipe.base
-    alone, both = (replace(recipe.meta, streams=streams, pseudo_share=0.0) for streams in ((ALONE,), (AUGMENTED, RGB)))
-    variants = [
-        Variant("infrared", "infrared alone", alone, 1),
-        Variant("infrared_pseudo", "infrared alone, with pseudo-classes", replace(alone, pseudo_share=0.5), 1),
-        Variant("both", "infrared and synthetic RGB", both),
-        Variant("both_pseudo", "infrared and synthetic RGB, with pseudo-classes", replace(both, pseudo_share=0.5)),
-        Variant("replicated_pseudo", "the same whose second stream sees infrared",
-                replace(both, streams=(AUGMENTED, COPY), pseudo_share=0.5)),
-    ]
-    controls = _controls({"prototype": ("infrared", "prototype")})
-    palettes = (Palette(recipe.translate, base), Palette(recipe.translate, replace(base, layers=("infrared",))))
-    return _plan(variants, palettes, ("prototype", "infrared", "infrared_pseudo", "replicated_pseudo"), controls)
-
-
-def mix(recipe: Recipe, visible: bool) -> Plan:
-    """How often training shows synthetic stand-ins (lightness and its RGB) in place of the real infrared frame."""
-    variants = [
-        Variant(f"share_{share:g}", f"{share:.0%} of the training episodes show the stand-ins",
-                replace(recipe.meta, streams=(AUGMENTED, RGB), stand_in=share))
-        for share in SHARES
-    ]
-    controls = _controls({"prototype": ("share_0", "prototype_infrared")})
-    return _plan(variants, (Palette(recipe.translate, recipe.base),), ("prototype", "share_0"), controls)
-
-
-def modalities(recipe: Recipe, visible: bool) -> Plan:
-    """One to four modalities in one ensemble."""
-    sets = {
-        "infrared": (AUGMENTED,),
-        "infrared_rgb": (AUGMENTED, RGB),
-        "infrared_lightness": (AUGMENTED, LIGHTNESS),
-        "infrared_lightness_rgb": (AUGMENTED, LIGHTNESS, RGB),
-    }
-    if visible:
-        sets |= {
-            "infrared_visible": (AUGMENTED, VISIBLE),
-            "infrared_lightness_rgb_visible": (AUGMENTED, LIGHTNESS, RGB, VISIBLE),
-        }
-    variants = [
-        Variant(name, " + ".join(stream.name for stream in streams), replace(recipe.meta, streams=streams))
-        for name, streams in sets.items()
-    ]
-    controls = _controls({"prototype": ("infrared", "prototype")})
-    return _plan(variants, (Palette(recipe.translate, recipe.base),), ("prototype", "infrared"), controls)
-
-
-def fused(recipe: Recipe, visible: bool) -> Plan:
-    """A fused picture as third stream, with controls: a third look at infrared, and pictures that nothing learnt."""
-    learnt = replace(recipe.fuse or FuserSettings("saliency"), visible="rgb")
-    kinds = [learnt, replace(learnt, fuser="maximum", network={})]
-    if visible:
-        kinds.append(replace(learnt, visible="visible"))
-    palettes = [Palette(recipe.translate, recipe.base, kind) for kind in kinds]
-    third = replace(recipe.meta, streams=(AUGMENTED, RGB, THIRD))
-    variants = [
-        Variant("without", "infrared and synthetic RGB", replace(recipe.meta, streams=(AUGMENTED, RGB))),
-        Variant("replicated", "a third stream that sees infrared", replace(third, streams=(AUGMENTED, RGB, COPY))),
-        Variant("fused", f"a third stream: {learnt.fuser} of infrared and synthetic RGB", third),
-        Variant("fused_maximum", "the same with the brighter of both", third, 1),
-    ]
-    if visible:
-        variants += [
-            Variant("fused_visible", f"a third stream: {learnt.fuser} of infrared and the real visible", third, 2),
-            Variant("visible", "the real visible as it is", replace(third, streams=(AUGMENTED, RGB, VISIBLE))),
-        ]
-    controls = _controls({"prototype": ("without", "prototype_infrared")})
-    return _plan(variants, palettes, ("prototype", "without"), controls)
-
-
-def _expert(meta: MetaSettings, **changes) -> MetaSettings:
-    return replace(meta, expert=replace(meta.expert, **changes))
-
-
-def _controls(streams: dict[str, tuple[str, str]]) -> list[Row]:
-    about = {"prototype": "training-free control on infrared",
-             "prototype_both": "training-free control summed over infrared and synthetic RGB"}
-    return [Row(name, about[name], ":".join(stream)) for name, stream in streams.items()]
-
-
-def _plan(variants: Sequence[Variant], palettes: Sequence[Palette], references: Sequence[str], controls) -> Plan:
-    rows = (*controls, *(Row(v.name, v.about, f"{v.name}:all") for v in variants))
-    return Plan(tuple(variants), tuple(palettes), tuple(references), rows)
-
-
-PLANS: dict[str, Callable[[Recipe, bool], Plan]] = {
-    "ablation": ablation, "pseudo": pseudo, "mix": mix, "modalities": modalities, "fused": fused,
-}
-
-
-# ---- flows
 
 
 @flow(name="study", log_prints=False, validate_parameters=False)

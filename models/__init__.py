@@ -57,4 +57,4 @@ def find(table: dict[str, str], name: str) -> Any:
             return resolve_name(name)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"Cannot import {name!r} ({error}); write it as module:attribute.") from error
-    raise unknown("entry", name, table)
+    raise unknown("", name, table)

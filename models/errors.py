@@ -34,7 +34,10 @@ class LeaseHeld(ThermofuseError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is none of the `known` ones: it lists them, and guesses which was meant."""
+    """The error for a name that is none of the `known` ones: it lists them, and guesses which was meant.
+
+    kind: what is named, where the caller knows ("" where it does not).
+    """
     close = get_close_matches(name, known := list(known), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return UsageError(f"There is no {kind} {name!r}; choose one of {', '.join(known)}.{hint}")
+    return UsageError(f"There is no {kind + ' ' if kind else ''}{name!r}; choose one of {', '.join(known)}.{hint}")

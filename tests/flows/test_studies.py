@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from flows.plans import PLANS, ablation, fused, mix, modalities, pseudo
 from flows.recipes import RECIPES, smoke, with_fused
-from flows.studies import PLANS, SEEDS, STUDIES, ablation, fused, mix, modalities, pseudo, study
+from flows.studies import SEEDS, STUDIES, study
 from models.errors import UsageError
 from models.fusers.settings import FuserSettings
 
