@@ -86,8 +86,8 @@ def cell_digest(
     inputs: Sequence[Ref | None], episodes: Sequence[EpisodeKey], meta: MetaSettings, seed: int, folds: Sequence[int]
 ) -> str:
     """What a cell is kept under: its own pictures, settings, and the episodes of its seed."""
-    asked = {"meta": replace(meta, seed=seed), "folds": tuple(folds), "fused": inputs[-1] is not None}
-    return digest_of("cell", list(filter(None, inputs)), asked | {"episodes": of_seed(episodes, seed)}, CODE)
+    asked = {"meta": replace(meta, seed=seed), "folds": tuple(folds), "episodes": of_seed(episodes, seed)}
+    return digest_of("cell", list(filter(None, inputs)), asked, CODE)
 
 
 def of_seed(episodes: Sequence[EpisodeKey], seed: int) -> list[EpisodeKey]:

@@ -99,7 +99,7 @@ def fan_out(
     Args:
         worker: the class described above; importable by the workers.
         rows: plain JSON values with a unique "id" each. Their order is the order of the output's rows.
-        settings: handed to the worker, and part of the digest; so are `rows`, `inputs`, the source text of the modules
+        settings: handed to the worker, and part of the digest; so are `rows`, `inputs`, the code of the modules
             named by `code`, and `extra`, which the worker does not see.
         meta: goes into the manifest.
 

@@ -70,7 +70,8 @@ def canonical_json(value: Any) -> bytes:
 
 
 def digest_of(kind: str, inputs: Iterable[Ref | str], settings: Any, code: Iterable[str] = ()) -> str:
-    """16 hexadecimal digits that stand for one output: same question, same digest, on every machine.
+    """16 hexadecimal digits that stand for one output: same question, same digest, on every
+    machine with the same minor version of Python, whose own spelling of `code` is what counts.
 
     Args:
         kind: what is made.
