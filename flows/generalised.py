@@ -23,7 +23,7 @@ from tasks.evaluate_generalised import evaluate_generalised, grade_generalised
 from tasks.fit_foundation import fit_foundation
 from tasks.fit_translators import fit_translators
 from tasks.freeze_encoder import freeze_encoder
-from tasks.illustrate_generalised import illustrate_foundation, illustrate_lesson
+from tasks.illustrate_generalised import foundation_quality, illustrate_foundation, illustrate_lesson
 from tasks.imagine import imagine
 from tasks.label import label
 from tasks.lease import lease
@@ -46,12 +46,11 @@ def foundation(recipe: GeneralisedRecipe | str = "toy-foundation") -> Generalise
     reset_ledger()
     with lease(places.store(), f"foundation-{recipe.name}"):
         frames = prepare(recipe.data, recipe.compute)
-        made = [fit_foundation(frames, recipe.foundation, fold, recipe.compute)
-                for fold in chosen_folds(frames, recipe.data)]
+        made = [foundation_of(recipe, frames, fold) for fold in chosen_folds(frames, recipe.data)]
         key = run_key(recipe, made)
         with night_run(recipe.name, key, recipe, {"frames": frames.digest}) as run:
             models = dict(enumerate(ref.uri for ref in made))
-            outcome = GeneralisedOutcome(key, recipe.name, {}, tuple(ledger()), models)
+            outcome = GeneralisedOutcome(key, recipe.name, foundation_quality(made[0]), tuple(ledger()), models)
             return report_generalised(outcome, run=run, **illustrate_foundation(recipe, made[0]))
 
 
@@ -116,7 +115,11 @@ def drawn_in_infrared(
 
 def foundation_of(recipe: GeneralisedRecipe, frames: Ref, fold: int) -> Ref | None:
     """The pipeline and SAM that are fitted for a fold, where no published ones are named."""
-    return fit_foundation(frames, recipe.foundation, fold, recipe.compute) if recipe.foundation else None
+    if recipe.foundation is None:
+        return None
+    shown = recipe.foundation.captioned
+    captioned = prepare(shown, recipe.compute) if shown else frames
+    return fit_foundation(frames, captioned, recipe.foundation, fold, recipe.compute)
 
 
 def compared(recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, one: Lesson) -> pd.DataFrame:

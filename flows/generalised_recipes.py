@@ -76,7 +76,9 @@ class GeneralisedRecipe:
         return replace(self.label, rule=replace(self.label.rule, upto=upto))
 
 
-SIZE = (96, 128)
+SIZE, DRAWN = (96, 96), (64, 64)
+CAPTIONED = {"size": DRAWN, "train": 3000, "test": 0, "objects": (1, 2), "noise": 0.0, "ground": 0.25, "clutter": False,
+             "scale": 1.2, "spread": 0.75, "seed": 1}  # tidy, as pictures with captions are
 POLES = QualitySettings(seam=1e9)  # toy scenes have poles from side to side, which are no seams
 
 
@@ -87,22 +89,21 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         "encoder": EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
-            pipeline=ToyPipelineSettings(
-                size=SIZE, denoiser=(32, 64, 96), autoencoder_steps=1000, steps=2500, batch=8,
-            ),
+            captioned=DataSettings("toy", options=CAPTIONED),
+            pipeline=ToyPipelineSettings(size=DRAWN, denoiser=(32, 64, 96), steps=3500, batch=32, rate=1.5e-3),
             sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),
-        "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=40, lam_cls=-1.0)),
+        "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_cls=-1.0)),
         "imagine": ImagineSettings(
-            per_class=40, quality=POLES,
-            picture=PictureSettings("foundation", dtype="float32", size=SIZE, steps=20, guidance=3.0, batch=4),
+            per_class=40, quality=POLES, judge="foundation",
+            picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=20, guidance=3.0, batch=4),
         ),
         "label": LabelStage(LabelSettings(
-            filter=replace(SYN4SEG, min_area=256), relabel=RelabelSettings(tau=0.6),
-            boundary=BoundarySettings(band=12, min_area=256, min_quality=0.5),
+            filter=replace(SYN4SEG, min_area=128), relabel=RelabelSettings(tau=0.6),
+            boundary=BoundarySettings(band=8, min_area=128, min_quality=0.5),
         ), quality=POLES),
         "train": GeneralisedSettings(
-            size=(192, 256), layer="visible", width=64, steps=800, batch=8,
+            size=(192, 192), layer="visible", width=64, steps=800, batch=8,
             joint=JointSettings(mix=(4, 3, 1), steps=500, rate=5e-3), checkpoint_every=100,
         ),
         "compute": Compute(shard_size=2, train_threads=2),

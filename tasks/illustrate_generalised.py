@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ def illustrate_foundation(settings: Any, foundation: Ref) -> dict[str, Any]:
     """Settings and pictures of `tasks.report_generalised`: what the fitted pipeline draws."""
     drawn = (places.store().local(foundation) / "contact.png").read_bytes()
     return {"settings": flat(settings), "pictures": {"drawn": drawn}}
+
+
+def foundation_quality(foundation: Ref) -> dict[str, float]:
+    """What the judge says of the fitted pipeline's pictures (`tasks.fit_foundation.judged`)."""
+    return json.loads((places.store().local(foundation) / "quality.json").read_text())
 
 
 def illustrate_lesson(

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from models.distinct import choose_distinct
+from models.errors import UsageError
 from models.frames import png_bytes
-from models.generators.inspection import QualitySettings, class_margins, is_collage, open_judge, perceptual_hash
+from models.generators.inspection import QualitySettings, is_collage, open_judge, perceptual_hash
 from models.generators.text2image import PictureSettings, TextToImage, picture_seed
-from models.generators.words import class_words
 from tasks import places
 from tasks.fanout import Compute, fan_out
 from tasks.propose import accepted_prompts
@@ -30,7 +30,8 @@ from tasks.store import Ref
 
 KIND = "imagined"
 PICTURE_COLUMNS = ("id", "class_id", "text", "seed", "status", "attempts", "picture", "hash", "margin", "embedding")
-CODE = ("tasks.imagine", "models.generators.text2image", "models.generators.inspection", "models.frames")
+CODE = ("tasks.imagine", "models.generators.text2image", "models.generators.inspection",
+        "models.generators.recognition", "models.generators.words", "models.frames")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class ImagineSettings:
     """per_class: pictures of each novel class; prompts are reused with other seeds until there are enough.
 
     picture: how one is drawn; its pipeline "foundation" is the recipe's own. quality: which are set aside. judge: id or
-    folder of a CLIP that says whether a picture shows its class, and which are copies; "" for none.
+    folder of a CLIP that says whether a picture shows its class, and which are copies; "foundation" for the recipe's
+    own, "" for none.
     """
 
     per_class: int = 400
@@ -52,15 +54,15 @@ def imagine(prompts: Ref, foundation: Ref | None, settings: ImagineSettings, com
     """Pictures of kind "imagined". Rows: id of a batch, and `pictures` (JSON), which `pictures_of` unfolds."""
     rows = batches(accepted_prompts(prompts), settings)
     chosen = {"picture": settings.picture, "quality": settings.quality, "judge": settings.judge,
-              "nouns": nouns_of(prompts) if settings.judge else []}
-    inputs = [foundation] if foundation and settings.picture.pipeline == "foundation" else []
+              "classes": classes_of(prompts) if settings.judge else []}
+    inputs = [foundation] if foundation and "foundation" in (settings.picture.pipeline, settings.judge) else []
     return fan_out(Imagine, rows, chosen, compute, kind=KIND, inputs=inputs, code=CODE,
                    extra={"prompts": prompts.digest})
 
 
-def nouns_of(prompts: Ref) -> list[str]:
-    """What the classes of the dataset are called, by class id - 1."""
-    return [class_words(name).noun for name in places.store().manifest(prompts)["meta"]["classes"]]
+def classes_of(prompts: Ref) -> list[str]:
+    """The dataset's classes, by class id - 1."""
+    return list(places.store().manifest(prompts)["meta"]["classes"])
 
 
 def batches(prompts: pd.DataFrame, settings: ImagineSettings) -> list[dict]:
@@ -81,6 +83,15 @@ def _jobs(prompts: pd.DataFrame, settings: ImagineSettings) -> list[dict]:
     return jobs
 
 
+def own(name: str, inputs: Sequence[Path], part: str) -> str:
+    """A name, or the part of the run's own foundation models that "foundation" stands for."""
+    if name != "foundation":
+        return name
+    if not inputs:
+        raise UsageError(f"There are no foundation models in this run; name a {part} by folder or id.")
+    return str(inputs[0] / part)
+
+
 class Imagine:
     """The worker: one pipeline; a shard is some batches."""
 
@@ -88,11 +99,12 @@ class Imagine:
         import torch
 
         chosen: PictureSettings = settings["picture"]
-        folder = str(inputs[0] / "pipeline") if inputs else chosen.pipeline
+        folder, judge = (own(name, inputs, part) for name, part in
+                         ((chosen.pipeline, "pipeline"), (settings["judge"], "judge")))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.quality: QualitySettings = settings["quality"]
-        self.nouns = settings["nouns"]
-        self.judge = open_judge(settings["judge"], device) if settings["judge"] else None
+        self.classes = settings["classes"]
+        self.judge = open_judge(judge, device) if judge else None
         self.generator = TextToImage.open(chosen, device, folder)
 
     def __call__(self, shard: list[dict], draft: Any) -> list[dict]:
@@ -122,7 +134,7 @@ class Imagine:
         neither depends on what else is in the batch."""
         if self.judge is None:
             return {}
-        (margin,), (embedding,) = class_margins(*self.judge, [picture], self.nouns, job["class_id"] - 1)
+        (margin,), (embedding,) = self.judge.margins([picture], self.classes, job["class_id"] - 1)
         stored = base64.b64encode(embedding.astype(np.float16).tobytes()).decode()
         return {"margin": round(float(margin), 6), "embedding": stored}
 

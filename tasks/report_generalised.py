@@ -29,8 +29,8 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class GeneralisedOutcome:
-    """All that one generalised night says for itself. scores: `tasks.tabulate_generalised.step_scores`, or empty.
-    models: fold -> where its model (or, of a foundation night, its pipeline and SAM) lies. report: what -> path."""
+    """All that one generalised night says for itself. scores: `tasks.tabulate_generalised.step_scores`; of a foundation
+    night, what the judge says of the pictures. models: fold -> where its model (or, of a foundation night, its pipeline and SAM) lies. report: what -> path."""
 
     run_key: str
     recipe: str
@@ -51,13 +51,20 @@ def sentence(outcome: GeneralisedOutcome) -> str:
     """What came out, in a line."""
     rows = outcome.scores.get("rows", ())
     if not rows:
-        return f"made {', '.join(outcome.models.values())}"
+        return f"made {', '.join(outcome.models.values())}{_recognised(outcome.scores)}"
     last = next((row for row in reversed(rows) if row["over_previous"] == row["over_previous"]), rows[0])
     words = f"novel mIoU {last['novel']:.1f}"
     if last is rows[0]:
         return f"{words} with supports alone"
     closed = "" if last["closed"] != last["closed"] else f", {last['closed']:.0f} % of the way to real masks"
     return f"{words}, {last['over_supports']:+.1f} over supports alone{closed}"
+
+
+def _recognised(scores: Mapping[str, Any]) -> str:
+    if not scores:
+        return ""
+    drawn, real, chance = (scores[name] for name in ("recognised", "recognised_real", "chance"))
+    return f"; {drawn:.0%} of the pictures show what was asked for (real ones {real:.0%}, chance {chance:.0%})"
 
 
 @stage("report")
@@ -83,6 +90,7 @@ def report_generalised(
         write_file(folder / name, data)
         run.file(f"report/{name}", data)
     run.metrics({f"{row['row']}.{name}": row[name] for row in rows for name in METRICS})
+    run.metrics({name: value for name, value in outcome.scores.items() if isinstance(value, float)})
     shown = {Path(name).stem if name.endswith((".html", ".png")) else name: str(folder / name) for name in files}
     outcome = replace(outcome, report=shown)
     save_outcome(outcome)

@@ -27,7 +27,9 @@ class Toy:
     """Scenes of 2..5 objects of 12 classes. A scene depends on (seed, split, index) alone.
 
     size: (H, W). train, test, unlabelled, visible: scenes of each split. objects: (fewest, most) per scene.
-    noise: 1 is the default difficulty of the sensor, 0 a perfect one. folds: "contiguous" or "interleaved".
+    noise: 1 is the default difficulty of the sensor, 0 a perfect one. ground: likewise of the pattern on the ground.
+    clutter: whether warm things of no class and poles are in the way. scale: of the objects. spread: how far from the
+    middle they lie, 1 being all over the frame. folds: "contiguous" or "interleaved".
     """
 
     name = "toy"
@@ -49,6 +51,10 @@ class Toy:
         seed: int = 0,
         objects: tuple[int, int] = (2, 5),
         noise: float = 1.0,
+        ground: float = 1.0,
+        clutter: bool = True,
+        scale: float = 1.0,
+        spread: float = 1.0,
         folds: str = "contiguous",
     ) -> None:
         if min(size) < 32:
@@ -56,6 +62,7 @@ class Toy:
         if not 1 <= objects[0] <= objects[1] <= len(SHAPES):
             raise UsageError(f"Toy scenes hold 1..{len(SHAPES)} objects (fewest, most), not {tuple(objects)}.")
         self.size, self.seed, self.objects, self.noise = tuple(size), seed, tuple(objects), noise
+        self.ground, self.clutter, self.scale, self.spread = ground, clutter, scale, spread
         self.counts = {"train": train, "test": test, "unlabelled": unlabelled, "visible": visible}
         self.folds = make_folds(self.classes, 4, folds)
 
@@ -71,10 +78,11 @@ class Toy:
         """Draws the scene."""
         key = f"{self.seed}|{item.id}".encode()
         rng = np.random.default_rng(int.from_bytes(blake2b(key, digest_size=8).digest(), "big"))
-        scene = Scene(rng, self.size)
+        scene = Scene(rng, self.size, self.ground, self.scale, self.spread)
         for shape in self._cast(rng):
             scene.put(shape)
-        scene.occlude()
+        if self.clutter:
+            scene.occlude()
         return Picture(
             infrared=scene.infrared(self._pattern(), self.noise) if item.infrared else None,
             visible=scene.visible(self.noise) if item.visible else None,
@@ -85,7 +93,7 @@ class Toy:
         """Who is in the scene, from back to front; None is a warm thing of no class."""
         count = rng.integers(self.objects[0], self.objects[1] + 1)
         cast: list[Shape | None] = [SHAPES[i] for i in rng.permutation(len(SHAPES))[:count]]
-        for _ in range(rng.integers(0, 3)):
+        for _ in range(rng.integers(0, 3) if self.clutter else 0):
             cast.insert(rng.integers(len(cast) + 1), None)
         return cast
 
@@ -105,15 +113,18 @@ def _stretch(cells: int, length: int) -> np.ndarray:
 class Scene:
     """A scene being drawn: heat float [H,W], albedo float [H,W,3] 0..1, label uint8 [H,W]."""
 
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
-        self.rng, self.size = rng, size
+    def __init__(
+        self, rng: np.random.Generator, size: tuple[int, int], pattern: float = 1.0, scale: float = 1.0,
+        spread: float = 1.0,
+    ) -> None:
+        self.rng, self.size, self.scale, self.spread = rng, size, scale, spread
         self.centres: list[np.ndarray] = []
         self.polarity = rng.choice((1.0, -1.0), p=(0.7, 0.3))
         slope = np.linspace(-1, 1, size[0])[:, None] * rng.normal(0, 0.5)
-        self.ground = self._clouds(4, 0.5) + self._clouds(10, 0.25) + slope
+        self.ground = self._clouds(4, 0.5 * pattern) + self._clouds(10, 0.25 * pattern) + slope
         self.heat = self.ground.copy()
         soil = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.4), rng.uniform(0.3, 0.7)))
-        self.albedo = soil + 0.12 * self._clouds(8, 1.0)[..., None] + 0.05 * self._clouds(24, 1.0)[..., None]
+        self.albedo = soil + self._clouds(8, 0.12 * pattern)[..., None] + self._clouds(24, 0.05 * pattern)[..., None]
         self.shadow = np.zeros(size)
         self.label = np.zeros(size, dtype=np.uint8)
 
@@ -126,7 +137,8 @@ class Scene:
     def put(self, shape: Shape | None) -> None:
         """Draws one object in front of what is there; None draws a blob of random outline."""
         rng, (height, width) = self.rng, self.size
-        radius = min(self.size) * (shape.radius if shape else rng.uniform(0.08, 0.2)) * rng.uniform(0.85, 1.2)
+        size = self.scale * (shape.radius if shape else rng.uniform(0.08, 0.2))
+        radius = min(self.size) * size * rng.uniform(0.85, 1.2)
         row, column = self._place()
         reach = int(radius * 1.6) + 2
         rows = slice(max(int(row) - reach, 0), min(int(row) + reach, height))
@@ -137,7 +149,8 @@ class Scene:
 
     def _place(self) -> tuple[float, float]:
         """A centre: of three drawn ones, that farthest from what is there, so that overlap is common but not total."""
-        drawn = self.rng.uniform(0.12, 0.88, (3, 2)) * self.size
+        reach = 0.38 * self.spread
+        drawn = self.rng.uniform(0.5 - reach, 0.5 + reach, (3, 2)) * self.size
         gaps = [min((np.hypot(*(spot - other)) for other in self.centres), default=0) for spot in drawn]
         self.centres.append(drawn[int(np.argmax(gaps))])
         return tuple(self.centres[-1])

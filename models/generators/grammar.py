@@ -16,7 +16,7 @@ from math import gcd, prod
 from models.errors import UsageError
 from models.generators.words import INDOOR, OUTDOOR, VOCABULARIES, ClassWords, class_words, plural, with_article
 
-OTHERS = ("second", "third", "fourth")
+OTHERS = ("second",)
 
 
 @dataclass(frozen=True)

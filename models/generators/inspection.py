@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.fft import dctn
 from skimage.transform import resize
+from torch.nn.functional import normalize
 
 from models.errors import UsageError
+from models.generators import recognition
+from models.generators.words import class_words
 
 
 @dataclass(frozen=True)
@@ -66,32 +70,40 @@ def _border(grey: np.ndarray) -> float:
     return min(runs) / len(grey)
 
 
-@torch.inference_mode()
-def class_margins(
-    model: Any, processor: Any, pictures: Sequence[np.ndarray], nouns: Sequence[str], target: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(margin [N], unit image embeddings [N, d]) by a CLIP-like model and processor of transformers.
+class ClipJudge:
+    """A CLIP-like model and processor of transformers as the judge of pictures."""
 
-    Margin: the cosine of a picture with "a photo of a {nouns[target]}" less the largest with any other noun.
-    """
-    texts = [f"a photo of a {noun}" for noun in nouns]
-    shown = {"images": list(pictures), "input_data_format": "channels_last"}
-    batch = processor(text=texts, return_tensors="pt", padding=True, **shown)
-    out = model(**batch.to(next(model.parameters()).device))
-    images, words = (torch.nn.functional.normalize(x.float(), dim=1).cpu() for x in (out.image_embeds, out.text_embeds))
-    cosines = images @ words.T
-    own = cosines[:, target].clone()
-    cosines[:, target] = -torch.inf
-    return (own - cosines.amax(1)).numpy(), images.numpy()
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    @torch.inference_mode()
+    def margins(
+        self, pictures: Sequence[np.ndarray], classes: Sequence[str], target: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(margin [N], unit image embeddings [N, d]) of pictures that are to show classes[target].
+
+        Margin: the cosine of a picture with "a photo of a {noun}" less the largest with any other class's noun.
+        """
+        texts = [f"a photo of a {class_words(name).noun}" for name in classes]
+        shown = {"images": list(pictures), "input_data_format": "channels_last"}
+        batch = self.processor(text=texts, return_tensors="pt", padding=True, **shown)
+        out = self.model(**batch.to(next(self.model.parameters()).device))
+        images, words = (normalize(x.float(), dim=1).cpu() for x in (out.image_embeds, out.text_embeds))
+        cosines = images @ words.T
+        own = cosines[:, target].clone()
+        cosines[:, target] = -torch.inf
+        return (own - cosines.amax(1)).numpy(), images.numpy()
 
 
-
-def open_judge(name: str, device: str = "cpu") -> tuple[Any, Any]:
-    """(model, processor) of a CLIP by id or folder, for `class_margins`. Raises UsageError when there is none."""
+def open_judge(name: str, device: str = "cpu") -> Any:
+    """The judge of a folder or id: a CLIP, or the toy world's own. Its `margins` gives margin and embedding of
+    pictures. Raises UsageError when there is none."""
     from transformers import CLIPModel, CLIPProcessor
 
+    if (Path(name) / recognition.FILE).exists():
+        return recognition.load_judge(Path(name), device)
     try:
-        return CLIPModel.from_pretrained(name).to(device).eval(), CLIPProcessor.from_pretrained(name)
+        return ClipJudge(CLIPModel.from_pretrained(name).to(device).eval(), CLIPProcessor.from_pretrained(name))
     except OSError as error:
         reason = f"There is no CLIP {name!r} here or on the hub; set imagine.judge to a folder, an id, or nothing."
         raise UsageError(reason) from error

@@ -3,12 +3,13 @@
 It stands in for the web-trained generator where none can be fetched: it has seen captioned pictures of all classes and
 no mask. Saved by `save_pretrained`, it is opened, prompted and embedded like SD 1.5 (`models.generators.text2image`).
 
-    autoencoder   AutoencoderTiny, pictures at a quarter of the side, 4 channels
+    autoencoder   AutoencoderTiny, pictures at a quarter of the side
     text          CLIPTextModel over a word-level tokenizer, fitted with the denoiser
-    denoiser      UNet2DConditionModel, v-prediction, zero terminal SNR (arXiv 2305.08891); captions are dropped now and
-                  then, so that guidance works (arXiv 2207.12598)
+    denoiser      UNet2DConditionModel, v-prediction, zero terminal SNR (arXiv 2305.08891); the caption reaches every
+                  block by the time embedding, too: by cross-attention alone a short training never hears it. Captions
+                  are dropped now and then, so that guidance works (arXiv 2207.12598)
 
-Legend: B pictures, H x W pixels, h x w = H/4 x W/4 latent cells, L tokens. Pictures are -1..1 inside.
+Legend: B pictures, H x W pixels, h x w = H/4 x W/4 latent cells, c channels, L tokens. Pictures are -1..1 inside.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import l1_loss, mse_loss
+from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from models.episode import number
 from models.fitting import Fitting, Tell, batch_indices, run
@@ -29,12 +30,14 @@ from models.generators.grammar import caption
 from models.generators.words import KNOWN, class_words
 
 WORDS = ("a", "an", "and", "on", "of", "dark", "bright", "ground", "nothing", "photo")
+SHRINK = 4
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 
 @dataclass(frozen=True)
 class ToyPipelineSettings:
-    """size: pictures (H, W), multiples of 16. autoencoder, text: widths. denoiser: widths by level, finest first.
+    """size: pictures (H, W), multiples of 16. autoencoder, text: widths. latents: channels of a latent cell, three or
+    more: the first three are a small picture. denoiser: widths by level, finest first.
 
     autoencoder_crop: side of the square that each of its steps sees; smaller ones are cheaper, and it has no memory for
     places. drop: share of captions that training leaves out. average: decay of the denoiser's running average.
@@ -42,12 +45,13 @@ class ToyPipelineSettings:
 
     size: tuple[int, int] = (96, 128)
     autoencoder: int = 24
+    latents: int = 3
     denoiser: tuple[int, ...] = (48, 64, 96)
     text: int = 64
     tokens: int = 24
-    autoencoder_steps: int = 1000
+    autoencoder_steps: int = 3000
     autoencoder_batch: int = 16
-    autoencoder_crop: int = 48
+    autoencoder_crop: int = 32
     autoencoder_rate: float = 3e-3
     steps: int = 4000
     batch: int = 12
@@ -96,12 +100,14 @@ def build(settings: ToyPipelineSettings, classes: Sequence[str]) -> ToyPipeline:
         torch.manual_seed(settings.seed)
         vae = AutoencoderTiny(
             encoder_block_out_channels=width, decoder_block_out_channels=width, num_encoder_blocks=(0, 1, 1),
-            num_decoder_blocks=(1, 1, 0), latent_channels=4,
+            num_decoder_blocks=(1, 1, 0), latent_channels=settings.latents,
         )
         unet = UNet2DConditionModel(
-            sample_size=tuple(side // 4 for side in settings.size), in_channels=4, out_channels=4, layers_per_block=1,
+            sample_size=tuple(side // SHRINK for side in settings.size), in_channels=settings.latents,
+            out_channels=settings.latents, layers_per_block=1,
             block_out_channels=settings.denoiser, down_block_types=crossing[0], up_block_types=crossing[1],
             cross_attention_dim=settings.text, attention_head_dim=4, norm_num_groups=8,
+            addition_embed_type="text", addition_embed_type_num_heads=4, resnet_time_scale_shift="scale_shift",
         )
         text = CLIPTextModel(CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=settings.text, intermediate_size=2 * settings.text,
@@ -151,22 +157,26 @@ def as_tensor(pictures: np.ndarray) -> Tensor:
 
 
 def autoencoder_losses(vae: Any, pictures: Tensor) -> dict[str, Tensor]:
-    """Squared error of the reconstruction of pictures [B, 3, H, W] (absolute error, which a grey picture of coloured
-    ground nearly satisfies, is only told), and a weak pull that keeps latents within the decoder's ±3."""
+    """Squared and absolute error of the reconstruction of pictures [B, 3, H, W] (absolute error alone is nearly
+    satisfied by a grey picture of coloured ground). The first latents are pulled to the picture made small, twice its
+    values: as in pictures, noise then hides what is fine first, and colour and place last."""
     latents = vae.encode(pictures).latents
     restored = vae.decode(latents).sample
-    size = latents.square().mean()
-    loss = 4 * mse_loss(restored, pictures) + 1e-3 * size
-    return {"loss": loss, "error": l1_loss(restored.detach(), pictures), "size": size}
+    error, small = l1_loss(restored, pictures), 2 * avg_pool2d(pictures, SHRINK)
+    pull = mse_loss(latents[:, : small.shape[1]], small)
+    return {"loss": 4 * mse_loss(restored, pictures) + error + pull, "error": error, "pull": pull}
 
 
 def denoiser_losses(parts: ToyPipeline, latents: Tensor, ids: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
-    """Mean squared error of the velocity; latents [B, 4, h, w] at unit deviation, ids [B, L]."""
+    """Squared error of the velocity; latents [B, c, h, w] at unit deviation, ids [B, L]. Where there is more signal than
+    noise it counts less, as in min-SNR weighting (arXiv 2303.09556): structure is what few steps have to learn."""
     noise = torch.randn(latents.shape, generator=draws)
     times = torch.randint(parts.scheduler.config.num_train_timesteps, (len(latents),), generator=draws)
     noisy = parts.scheduler.add_noise(latents, noise, times)
     said = parts.unet(noisy, times, parts.text_encoder(ids).last_hidden_state).sample
-    return {"loss": mse_loss(said, parts.scheduler.get_velocity(latents, noise, times))}
+    error = (said - parts.scheduler.get_velocity(latents, noise, times)).square().mean((1, 2, 3))
+    kept = parts.scheduler.alphas_cumprod[times]  # the share of signal: SNR / (SNR + 1)
+    return {"loss": (error * (2 - 2 * kept).clamp(max=1)).mean(), "error": error.detach().mean()}
 
 
 def autoencoder_fitting(parts: ToyPipeline, settings: ToyPipelineSettings) -> Fitting:
@@ -206,7 +216,7 @@ def crops(pictures: np.ndarray, side: int, *key: object) -> np.ndarray:
 
 @torch.inference_mode()
 def encode_all(vae: Any, pictures: np.ndarray, batch: int = 32, scaled: bool = True) -> Tensor:
-    """Latents [N, 4, h, w] of pictures uint8 [N, H, W, 3], at unit deviation if `scaled`."""
+    """Latents [N, c, h, w] of pictures uint8 [N, H, W, 3], at unit deviation if `scaled`."""
     starts = range(0, len(pictures), batch)
     latents = torch.cat([vae.encode(as_tensor(pictures[s : s + batch])).latents for s in starts])
     return latents * vae.config.scaling_factor if scaled else latents

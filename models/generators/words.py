@@ -83,7 +83,7 @@ THERMAL = Vocabulary(
 )
 DRAWN = Vocabulary(
     "drawn",
-    "{subject}{second}{third}{fourth} on {ground} ground",
+    "{subject}{second} on {ground} ground",
     {"ground": ("bright", "dark")},
 )
 VOCABULARIES = {v.name: v for v in (PHOTOGRAPH, THERMAL, DRAWN)}

@@ -13,6 +13,7 @@ from flows.generalised_recipes import STEPS, toy
 from models.boundary import BoundarySettings
 from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
+from models.generators.recognition import RecogniserSettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
 from models.labelling import LabelSettings
@@ -44,6 +45,7 @@ TINY = toy(
     foundation=FoundationSettings(
         pipeline=ToyPipelineSettings(size=SIZE, autoencoder=8, denoiser=(16, 32), text=32, autoencoder_steps=30,
                                      autoencoder_batch=2, steps=4, batch=2),
+        judge=RecogniserSettings(widths=(4,), steps=2, batch=2),
         sam=SmallSAMSettings(side=64, width=8, channels=16, blocks=1, steps=4, batch=2), shown=1,
     ),
     propose=ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=3, lam_div=0.99999, lam_cls=-1.0, batch=8)),
@@ -124,7 +126,8 @@ def test_a_night_is_scored_shown_and_shares_what_it_can(here):
 def test_a_foundation_night_leaves_what_the_next_night_finds(here):
     _, loops = here
     made = foundation.fn(replace(TINY, name="tiny-foundation"))
-    assert set(made.report) == {"report", "drawn"} and made.scores == {}
+    assert set(made.report) == {"report", "drawn"} and made.scores["chance"] == pytest.approx(1 / 12)
+    assert "of the pictures show what was asked for" in str(made)
     frames = prepare(TINY.data, TINY.compute)
     assert foundation_of(TINY, frames, 0).uri == made.models[0] and loops.ran == ["foundation"]
 

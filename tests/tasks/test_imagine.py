@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from models.errors import UsageError
 from models.frames import read_png
+from models.generators.recognition import RecogniserSettings, build_recogniser, save_judge
 from models.generators.text2image import PictureSettings
 from tasks import places
 from tasks.fanout import Compute, Job, Tally
@@ -165,7 +168,7 @@ def test_no_pictures_unfold_to_an_empty_table():
 
 def test_a_named_pipeline_needs_no_foundation(folder):
     chosen = replace(PICTURE, pipeline=str(folder / "pipeline"))
-    worker = Imagine({"picture": chosen, "quality": SETTINGS.quality, "judge": "", "nouns": []}, [])
+    worker = Imagine({"picture": chosen, "quality": SETTINGS.quality, "judge": "", "classes": []}, [])
     assert len(worker.generator.draw(["a car"], [1])) == 1
 
 
@@ -180,6 +183,19 @@ def test_a_judge_turns_down_what_shows_another_class(refs, clip, monkeypatch, tm
     lenient = replace(judged, quality=replace(plain, margin=None))
     again = pictures_of(made(monkeypatch, refs, Shards(1), lenient))
     assert set(again["status"]) == {"ok"} and again["margin"].equals(table["margin"]), "the same in any shard"
+
+
+def test_a_judge_of_the_run_s_own_needs_foundation_models(folder, tmp_path):
+    model = build_recogniser(3, RecogniserSettings(widths=(4,)))
+    save_judge(tmp_path / "judge", model, ("a", "b", "c"))
+    shutil.copytree(folder / "pipeline", tmp_path / "pipeline")
+    settings = {"picture": PICTURE, "quality": SETTINGS.quality, "judge": "foundation", "classes": ["a", "b", "c"]}
+    worker = Imagine(settings, [tmp_path])
+    seen = worker._judged(np.zeros((32, 32, 3), np.uint8), {"class_id": 2})
+    assert seen["margin"] == pytest.approx(float(worker.judge.margins([np.zeros((32, 32, 3), np.uint8)],
+                                                                      ["a", "b", "c"], 1)[0][0]), abs=1e-5)
+    with pytest.raises(UsageError, match=r"no foundation models.*name a judge"):
+        Imagine(settings | {"picture": replace(PICTURE, pipeline=str(folder / "pipeline"))}, [])
 
 
 def test_of_pictures_that_are_near_for_the_judge_the_first_stays():

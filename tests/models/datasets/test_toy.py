@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.ndimage import maximum_filter
 
 from models.datasets.shapes import SHAPES
 from models.datasets.toy import Scene, Toy
@@ -136,6 +137,18 @@ def test_clutter_belongs_to_no_class():
     before = scene.heat.copy()
     scene.put(None)
     assert not scene.label.any() and np.abs(scene.heat - before).max() > 0.3
+
+
+def test_without_clutter_all_that_is_there_has_a_name():
+    """Over even ground nothing but objects and their shadows is seen, in both pictures."""
+    toy, cluttered = (Toy(size=(64, 64), objects=(1, 1), noise=0, ground=0, clutter=given) for given in (False, True))
+    strange = []
+    for dataset in (toy, cluttered):
+        scenes = [dataset.read(item) for item in dataset.items()[:30]]
+        near = [maximum_filter(scene.label, 9) > 0 for scene in scenes]
+        steps = [np.abs(np.diff(scene.visible.astype(int), axis=1)).max(-1) for scene in scenes]
+        strange.append(sum(int((step[~here[:, 1:]] > 8).sum() > 20) for step, here in zip(steps, near, strict=True)))
+    assert strange[0] == 0 and strange[1] > 10
 
 
 def test_shadows_fall_beside_objects_and_wrap_nowhere():

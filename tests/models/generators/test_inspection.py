@@ -7,8 +7,8 @@ from scipy.ndimage import gaussian_filter
 
 from models.errors import UsageError
 from models.generators.inspection import (
+    ClipJudge,
     QualitySettings,
-    class_margins,
     hamming,
     is_collage,
     open_judge,
@@ -68,9 +68,9 @@ def clip():
 
 def test_margins_are_leads_of_the_asked_class(clip):
     nouns, pictures = ("car", "dog", "tree"), [scene(n) for n in range(3)]
-    margins = np.stack([class_margins(*clip, pictures, nouns, target)[0] for target in range(3)])
+    margins = np.stack([ClipJudge(*clip).margins(pictures, nouns, target)[0] for target in range(3)])
     assert ((margins > 0).sum(0) == 1).all(), "each picture is of one class"
-    vectors = class_margins(*clip, pictures, nouns, 0)[1]
+    vectors = ClipJudge(*clip).margins(pictures, nouns, 0)[1]
     assert vectors.shape == (3, 16) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_a_judge_is_opened_from_a_folder(clip, tmp_path):
     for part in clip:
         part.save_pretrained(tmp_path)
     pictures, nouns = [scene(0)], ("car", "dog")
-    one, other = class_margins(*clip, pictures, nouns, 0), class_margins(*open_judge(str(tmp_path)), pictures, nouns, 0)
+    one, other = ClipJudge(*clip).margins(pictures, nouns, 0), open_judge(str(tmp_path)).margins(pictures, nouns, 0)
     assert np.allclose(one[0], other[0], atol=1e-5) and np.allclose(one[1], other[1], atol=1e-5)
     with pytest.raises(UsageError, match=r"no CLIP.*imagine\.judge"):
         open_judge(str(tmp_path / "nothing"))

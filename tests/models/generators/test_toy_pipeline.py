@@ -60,7 +60,7 @@ def test_both_losses_fall_within_fifty_steps(fitted):
 
 def test_latents_have_unit_deviation_and_a_quarter_of_the_side(fitted, scenes):
     parts, _, latents = fitted
-    assert latents.shape == (12, 4, 8, 12) and latents.std() == pytest.approx(1, abs=0.05)
+    assert latents.shape == (12, 8, 8, 12) and latents.std() == pytest.approx(1, abs=0.05)
     with torch.no_grad():
         restored = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample
     assert (restored - as_tensor(scenes[0])).abs().mean() < 0.3
