@@ -27,7 +27,8 @@ from tasks.illustrate_generalised import foundation_quality, illustrate_foundati
 from tasks.imagine import imagine
 from tasks.label import label
 from tasks.lease import lease
-from tasks.prepare import chosen_folds, prepare
+from tasks.prepare import chosen_folds, open_frames, prepare
+from tasks.pretrain import pretrain
 from tasks.propose import propose
 from tasks.report_generalised import GeneralisedOutcome, report_generalised
 from tasks.shots import choose_queries, choose_supports
@@ -62,20 +63,21 @@ def generalised(recipe: GeneralisedRecipe | str = "toy-gfss") -> GeneralisedOutc
     reset_ledger()
     with lease(places.store(), f"generalised-{recipe.name}"):
         frames = prepare(recipe.data, recipe.compute)
-        encoder = freeze_encoder(recipe.encoder)
-        inputs = {"frames": frames, "encoder": encoder}
+        folds = chosen_folds(frames, recipe.data)
+        encoders = {fold: encoder_of(recipe, frames, fold) for fold in folds}
+        inputs = {"frames": frames, **{f"encoder_{fold}": ref for fold, ref in encoders.items()}}
         key = run_key(recipe, list(inputs.values()))
 
         with night_run(recipe.name, key, recipe, {name: ref.digest for name, ref in inputs.items()}) as run:
             # What each step is worth: the same supports, the same exam, one thing added at a time.
-            lessons = [lesson(recipe, frames, encoder, fold, seed)
-                       for fold in chosen_folds(frames, recipe.data) for seed in recipe.shots.seeds]
-            table = pd.concat([compared(recipe, frames, encoder, one) for one in lessons], ignore_index=True)
+            lessons = [lesson(recipe, frames, encoders[fold], fold, seed)
+                       for fold in folds for seed in recipe.shots.seeds]
+            table = pd.concat([compared(recipe, frames, encoders[one.fold], one) for one in lessons], ignore_index=True)
 
             # The model: the whole method, on the first list of supports of each fold.
             taught = lessons[:: len(recipe.shots.seeds)]
-            models = {one.fold: learn(recipe, frames, encoder, one) for one in taught}
-            marks = pd.concat([examined(recipe, frames, encoder, one, models[one.fold]) for one in taught])
+            models = {one.fold: learn(recipe, frames, encoders[one.fold], one) for one in taught}
+            marks = pd.concat([examined(recipe, frames, encoders[one.fold], one, models[one.fold]) for one in taught])
             found, made = step_scores(table, recipe.steps, marks), {fold: ref.uri for fold, ref in models.items()}
             outcome = GeneralisedOutcome(key, recipe.name, found, tuple(ledger()), made)
             own = foundation_of(recipe, frames, taught[0].fold)
@@ -120,6 +122,16 @@ def foundation_of(recipe: GeneralisedRecipe, frames: Ref, fold: int) -> Ref | No
     shown = recipe.foundation.captioned
     captioned = prepare(shown, recipe.compute) if shown else frames
     return fit_foundation(frames, captioned, recipe.foundation, fold, recipe.compute)
+
+
+def encoder_of(recipe: GeneralisedRecipe, frames: Ref, fold: int) -> Ref:
+    """The recipe's encoder: with the weights that it names, or fitted on captions of the fold's base classes."""
+    if recipe.pretrain is None or recipe.encoder.weights != "random":
+        return freeze_encoder(recipe.encoder)
+    opened, shown = open_frames(frames), recipe.pretrain.captioned
+    captioned = prepare(shown, recipe.compute) if shown else frames
+    base = [opened.class_name(k) for k in opened.base(fold)]
+    return pretrain(captioned, recipe.encoder, base, recipe.pretrain, recipe.compute)
 
 
 def compared(recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, one: Lesson) -> pd.DataFrame:

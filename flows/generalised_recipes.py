@@ -25,6 +25,7 @@ from tasks.fit_foundation import FoundationSettings
 from tasks.imagine import ImagineSettings
 from tasks.label import LabelStage
 from tasks.prepare import DataSettings
+from tasks.pretrain import PretrainSettings
 from tasks.propose import ProposeSettings
 from tasks.shots import ShotSettings
 from tasks.train_generalised import GeneralisedSettings
@@ -41,7 +42,8 @@ STEPS = (
 
 @dataclass(frozen=True)
 class GeneralisedRecipe:
-    """One night. `about` says source, cost and what to expect. foundation: None where published weights are named.
+    """One night. `about` says source, cost and what to expect. foundation: None where published weights are named;
+    pretrain: how the encoder is fitted from captions, None where its weights are at hand.
 
     shots.seeds: of the run; a study takes its own. carry: how visible pictures become infrared ones, where infrared is
     what is learnt; translate: the translator that makes them (None: the control without one).
@@ -51,6 +53,7 @@ class GeneralisedRecipe:
     about: str = ""
     data: DataSettings = field(default_factory=DataSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    pretrain: PretrainSettings | None = None
     shots: ShotSettings = field(default_factory=ShotSettings)
     foundation: FoundationSettings | None = None
     propose: ProposeSettings = field(default_factory=ProposeSettings)
@@ -87,6 +90,7 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
     return GeneralisedRecipe(name=name, **{
         "data": DataSettings("toy", fold=0, options={"size": SIZE, "train": 400, "test": 80, "objects": (1, 3)}),
         "encoder": EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
+        "pretrain": PretrainSettings(DataSettings("toy", options=CAPTIONED)),
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
             captioned=DataSettings("toy", options=CAPTIONED),

@@ -16,13 +16,12 @@ import pandas as pd
 from prefect import flow
 
 from flows.catalogue import SEEDS
-from flows.generalised import compared, foundation_of, lesson
+from flows.generalised import compared, encoder_of, foundation_of, lesson
 from flows.generalised_recipes import FOUNDATIONS, GeneralisedRecipe, named
 from flows.studies import conduct, publish
 from models.charts import dots
 from tasks import judge_labels as judged
 from tasks import tabulate_generalised
-from tasks.freeze_encoder import freeze_encoder
 from tasks.illustrate_generalised import TITLES, step_chart
 from tasks.judge_labels import counted, judge_labels, label_scores
 from tasks.label import LabelStage
@@ -44,13 +43,12 @@ def study(name: str, recipe: GeneralisedRecipe | str = "toy-gfss", seeds: Sequen
 def steps(recipe: GeneralisedRecipe, seeds: tuple[int, ...]) -> StudyOutcome:
     """Every step of the recipe with every seed: base, novel and harmonic mIoU, and what a step adds."""
     frames = prepare(recipe.data, recipe.compute)
-    encoder = freeze_encoder(recipe.encoder)
-    lessons = [lesson(recipe, frames, encoder, fold, seed)
-               for seed in seeds for fold in chosen_folds(frames, recipe.data)]
-    scores = pd.concat([compared(recipe, frames, encoder, one) for one in lessons], ignore_index=True)
+    encoders = {fold: encoder_of(recipe, frames, fold) for fold in chosen_folds(frames, recipe.data)}
+    lessons = [lesson(recipe, frames, encoder, fold, seed) for seed in seeds for fold, encoder in encoders.items()]
+    scores = pd.concat([compared(recipe, frames, encoders[one.fold], one) for one in lessons], ignore_index=True)
     found = tabulate_steps(scores, recipe.steps)
     rows = found.to_dict("records")
-    return publish("syn4seg", recipe, (frames, encoder, seeds), found, REFERENCES, step_chart(rows),
+    return publish("syn4seg", recipe, (frames, *encoders.values(), seeds), found, REFERENCES, step_chart(rows),
                    tabulate_generalised.markdown(rows))
 
 
@@ -58,9 +56,9 @@ def labels(recipe: GeneralisedRecipe, seeds: tuple[int, ...]) -> StudyOutcome:
     """Real test frames of the novel classes, labelled as if they had no mask: the label after each step."""
     compute = recipe.compute
     frames = prepare(recipe.data, compute)
-    encoder = freeze_encoder(recipe.encoder)
+    encoders = {fold: encoder_of(recipe, frames, fold) for fold in chosen_folds(frames, recipe.data)}
     parts = []
-    for fold in chosen_folds(frames, recipe.data):
+    for fold, encoder in encoders.items():
         base = train_generalised_base(frames, encoder, recipe.train, fold, compute)
         rule, foundation = segmenter_of(recipe, frames, fold)
         for seed in seeds:
@@ -74,7 +72,7 @@ def labels(recipe: GeneralisedRecipe, seeds: tuple[int, ...]) -> StudyOutcome:
     text = judged.markdown(table.to_dict("records")) + f"\nSAM: {recipe.label.sam}.\n"
     table = table.rename(columns={"miou_low": "low", "miou_high": "high"})
     chart = dots(table.to_dict("records"))
-    return publish("labels", recipe, (frames, encoder, seeds), table, ("predict",), chart, text)
+    return publish("labels", recipe, (frames, *encoders.values(), seeds), table, ("predict",), chart, text)
 
 
 STUDIES: dict[str, Callable[[GeneralisedRecipe, tuple[int, ...]], StudyOutcome]] = {"syn4seg": steps, "labels": labels}

@@ -130,12 +130,17 @@ def build_encoder(settings: EncoderSettings, wants: Wants = LEVELS) -> Encoder:
 
 
 def save_encoder(folder: Path, settings: EncoderSettings) -> None:
-    """Builds the encoder and writes config.json and encoder.safetensors; `load_encoder` needs nothing else."""
-    from safetensors.torch import save_file
-
+    """Builds the encoder that `settings` describe and writes it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder = build_encoder(settings)
+    write_encoder(folder, encoder, settings)
+
+
+def write_encoder(folder: Path, encoder: Encoder, settings: EncoderSettings) -> None:
+    """Writes config.json and encoder.safetensors; `load_encoder` needs nothing else."""
+    from safetensors.torch import save_file
+
     save_file({name: x.contiguous() for name, x in encoder.state_dict().items()}, Path(folder) / "encoder.safetensors")
     kept = asdict(replace(settings, weights="random"))
     (Path(folder) / "config.json").write_text(json.dumps(kept, indent=1))

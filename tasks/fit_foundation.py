@@ -42,6 +42,7 @@ from models.small_sam import SmallSAMSettings, build_small_sam, fit_sam, sam_fit
 from tasks.checkpoints import Checkpoints
 from tasks.fanout import Compute
 from tasks.prepare import DataSettings
+from tasks.pretrain import resized
 from tasks.stage import stage
 from tasks.store import Ref
 from tasks.train import fit
@@ -148,15 +149,6 @@ class Scenes:
 
     def caption(self, n: int, step: int) -> str:
         return captions_of(self.names[n], self.pictures[n], self.ids[n], step)
-
-
-def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] of a grey or colour picture."""
-    from PIL import Image
-
-    from models.sam import rgb
-
-    return np.asarray(Image.fromarray(rgb(picture)).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def draw_each(parts: ToyPipeline, classes: Sequence[str], settings: FoundationSettings) -> list[list[np.ndarray]]:

@@ -30,7 +30,8 @@ CAPTIONS = {
 @dataclass(frozen=True)
 class GeneralisedOutcome:
     """All that one generalised night says for itself. scores: `tasks.tabulate_generalised.step_scores`; of a foundation
-    night, what the judge says of the pictures. models: fold -> where its model (or, of a foundation night, its pipeline and SAM) lies. report: what -> path."""
+    night, what the judge says of the pictures. models: fold -> where its model (or, of a foundation night, its pipeline
+    and SAM) lies. report: what -> path."""
 
     run_key: str
     recipe: str

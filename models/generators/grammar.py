@@ -10,13 +10,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import pairwise
 from math import gcd, prod
 
 from models.errors import UsageError
 from models.generators.words import INDOOR, OUTDOOR, VOCABULARIES, ClassWords, class_words, plural, with_article
-
-OTHERS = ("second",)
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,9 @@ class Grammar:
 
     def slots(self, words: ClassWords) -> dict[str, tuple[str, ...]]:
         """The phrases of each slot for one class, in the order of the mixed radix."""
-        drawn = self.vocabulary.name == "drawn"
         nouns = ("", *(noun for noun in self.companions if noun != words.noun))
-        if drawn:
-            return {**{other: nouns for other in OTHERS}, **self.vocabulary.slots}
+        if self.vocabulary.name == "drawn":
+            return {"second": nouns} | self.vocabulary.slots
         own = {"kind": words.kinds[:12], "state": words.states[:10], "companion": nouns}
         return own | self.vocabulary.slots | self._place(words)
 
@@ -79,10 +75,7 @@ class Grammar:
         return [Candidate(self.text(words, choice), i, choice) for i, choice in drawn if self.plausible(choice)]
 
     def plausible(self, choice: dict[str, str]) -> bool:
-        """No rain under a roof, no set of companions twice."""
-        others = [self.companions.index(choice[o]) if choice[o] else -1 for o in OTHERS if o in choice]
-        if any(b >= 0 and a <= b for a, b in pairwise(others)):
-            return False
+        """No rain under a roof."""
         calm = choice.get("weather", self.vocabulary.calm) == self.vocabulary.calm
         return calm or choice["scene"] not in self.vocabulary.indoor
 
@@ -93,8 +86,8 @@ class Grammar:
         parts = dict(choice) | {"subject": with_article(kind) if count == "one" else f"{count} {plural(kind)}"}
         if companion := choice.get("companion"):
             parts["companion"] = f"with {with_article(companion)} nearby, "
-        for other in OTHERS:
-            parts[other] = f" and {with_article(choice[other])}" if choice.get(other) else ""
+        if second := choice.get("second"):
+            parts["second"] = f" and {with_article(second)}"
         return self.vocabulary.template.format_map(parts)
 
     def _order(self, name: str, total: int) -> tuple[int, int]:

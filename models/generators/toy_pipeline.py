@@ -168,8 +168,8 @@ def autoencoder_losses(vae: Any, pictures: Tensor) -> dict[str, Tensor]:
 
 
 def denoiser_losses(parts: ToyPipeline, latents: Tensor, ids: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
-    """Squared error of the velocity; latents [B, c, h, w] at unit deviation, ids [B, L]. Where there is more signal than
-    noise it counts less, as in min-SNR weighting (arXiv 2303.09556): structure is what few steps have to learn."""
+    """Squared error of the velocity; latents [B, c, h, w] at unit deviation, ids [B, L]. Where there is more
+    signal than noise it counts less, as in min-SNR weighting (arXiv 2303.09556): few steps have to learn structure."""
     noise = torch.randn(latents.shape, generator=draws)
     times = torch.randint(parts.scheduler.config.num_train_timesteps, (len(latents),), generator=draws)
     noisy = parts.scheduler.add_noise(latents, noise, times)

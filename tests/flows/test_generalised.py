@@ -41,7 +41,8 @@ SIZE = (48, 64)
 ANY = QualitySettings(seam=1e9, frame=2.0, hash_distance=-1)  # what hardly learnt to draw may draw alike
 TINY = toy(
     "tiny", data=DataSettings("toy", fold=0, options={"size": SIZE, "train": 40, "test": 12, "objects": (1, 3)}),
-    encoder=ENCODER, shots=ShotSettings(min_pixels=30, seeds=(5,)), steps=(STEPS[0], STEPS[2], *STEPS[4:]),
+    encoder=ENCODER, pretrain=None, shots=ShotSettings(min_pixels=30, seeds=(5,)),
+    steps=(STEPS[0], STEPS[2], *STEPS[4:]),
     foundation=FoundationSettings(
         pipeline=ToyPipelineSettings(size=SIZE, autoencoder=8, denoiser=(16, 32), text=32, autoencoder_steps=30,
                                      autoencoder_batch=2, steps=4, batch=2),
@@ -89,7 +90,7 @@ def in_process(folder):
         fanned = "prepare imagine label carry compare_generalised evaluate_generalised judge_labels"
         for module in fanned.split():
             patch.setattr(f"tasks.{module}.fan_out", shards)
-        for module in ("train_generalised", "fit_foundation"):
+        for module in ("train_generalised", "fit_foundation", "pretrain"):
             patch.setattr(f"tasks.{module}.fit", loops)
             patch.setattr(f"tasks.{module}.Checkpoints", Kept)
         yield shards, loops

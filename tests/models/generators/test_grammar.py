@@ -28,11 +28,11 @@ def first(grammar, name, count=20):
 def test_every_combination_comes_once():
     grammar = Grammar("drawn", companions=("ring", "bar"))
     words = class_words("disc")
-    assert grammar.size(words) == 3**3 * 2
-    turns = [grammar.propose(words, 10, turn) for turn in range(6)]
+    assert grammar.size(words) == 3 * 2
+    turns = [grammar.propose(words, 4, turn) for turn in range(2)]
     found = [candidate for turn in turns for candidate in turn]
-    assert len({candidate.text for candidate in found}) == len(found) == 4 * 2  # none, one of two, or both
-    assert grammar.propose(words, 10, 6) is None
+    assert len({candidate.text for candidate in found}) == len(found) == 3 * 2  # alone, or with one of two
+    assert grammar.propose(words, 4, 2) is None
 
 
 def test_a_turn_needs_no_memory_of_the_earlier_ones():
@@ -81,9 +81,8 @@ def test_thermal_prompts_speak_of_heat_not_of_light():
 
 def test_a_candidate_reads_as_a_caption_of_the_drawn_world():
     grammar = Grammar("drawn", companions=("ring", "bar"))
-    known = {caption(("disc", *others), dark) for dark in (True, False)
-             for others in ((), ("ring",), ("bar",), ("ring", "bar"), ("bar", "ring"))}
-    assert {candidate.text for candidate in first(grammar, "disc", 54)} <= known
+    known = {caption(("disc", *others), dark) for dark in (True, False) for others in ((), ("ring",), ("bar",))}
+    assert {candidate.text for candidate in first(grammar, "disc", 54)} == known
     assert caption(("arch", "star"), True) == "an arch and a star on dark ground"
 
 
