@@ -89,8 +89,8 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
     """Toy scenes: one fold, one shot, everything fitted from scratch. Sized for two cores."""
     return GeneralisedRecipe(name=name, **{
         "data": DataSettings("toy", fold=0, options={"size": SIZE, "train": 400, "test": 80, "objects": (1, 3)}),
-        "encoder": EncoderSettings("mobilenet_v2", "random", "symmetric", dilated=False),
-        "pretrain": PretrainSettings(DataSettings("toy", options=CAPTIONED)),
+        "encoder": EncoderSettings("test_resnet", "random", "symmetric", stages=(2, 3, 4), dilated=False),
+        "pretrain": PretrainSettings(DataSettings("toy", options=CAPTIONED), steps=1200, rate=3e-3),
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
             captioned=DataSettings("toy", options=CAPTIONED),

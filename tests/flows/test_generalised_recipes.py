@@ -50,6 +50,14 @@ def test_the_foundation_night_makes_what_the_study_finds():
     assert (one.data, one.foundation) == (other.data, other.foundation)
 
 
+def test_captioned_pictures_show_the_classes_of_the_scenes_and_are_none_of_them():
+    recipe = named("toy-gfss")
+    told = recipe.foundation.captioned
+    assert told == recipe.pretrain.captioned and told.dataset == recipe.data.dataset
+    assert told.options["size"] == recipe.foundation.pipeline.size
+    assert told.options["seed"] != recipe.data.options.get("seed", 0)
+
+
 def test_a_run_takes_the_first_seed_of_a_study():
     assert named("toy-gfss").shots.seeds == SEEDS[:1]
 

@@ -151,6 +151,18 @@ def test_without_clutter_all_that_is_there_has_a_name():
     assert strange[0] == 0 and strange[1] > 10
 
 
+def test_objects_are_as_large_and_as_near_the_middle_as_asked():
+    def seen(**options):
+        scenes_seen = scenes(60, size=(96, 96), objects=(1, 1), clutter=False, **options)
+        areas = [int((scene.label > 0).sum()) for scene in scenes_seen]
+        away = [np.abs(np.argwhere(scene.label > 0).mean(0) - 47.5).max() for scene in scenes_seen]
+        return np.median(areas), max(away)
+
+    usual, large, middle = seen(), seen(scale=1.5), seen(spread=0.25)
+    assert 1.8 < large[0] / usual[0] < 2.7, "area goes with the square, less what the frame cuts off"
+    assert middle[1] < 0.125 * 96 + 8 < usual[1]
+
+
 def test_shadows_fall_beside_objects_and_wrap_nowhere():
     scene = Scene(np.random.default_rng(0), (64, 64))
     cover = np.zeros((30, 30))
