@@ -1,5 +1,7 @@
 """The toy world's generator: real diffusers parts, losses that fall, and a folder that opens like any other."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from models.generators.toy_pipeline import (
     captions_of,
     crops,
     denoiser_fitting,
+    denoiser_losses,
     encode_all,
     fit_autoencoder,
     fit_denoiser,
@@ -60,7 +63,7 @@ def test_both_losses_fall_within_fifty_steps(fitted):
 
 def test_latents_have_unit_deviation_and_a_quarter_of_the_side(fitted, scenes):
     parts, _, latents = fitted
-    assert latents.shape == (12, 8, 8, 12) and latents.std() == pytest.approx(1, abs=0.05)
+    assert latents.shape == (12, 3, 8, 12) and latents.std() == pytest.approx(1, abs=0.05)
     with torch.no_grad():
         restored = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample
     assert (restored - as_tensor(scenes[0])).abs().mean() < 0.3
@@ -114,6 +117,40 @@ def test_the_caption_reaches_the_denoiser(fitted):
     with torch.no_grad():
         found = [parts.unet(latents[:1], 500, states).sample for states in said]
     assert (found[0] - found[1]).abs().max() > 1e-5
+
+
+def test_the_caption_reaches_the_blocks_without_cross_attention(fitted):
+    """By the time embedding: what a short training listens to."""
+    parts, _, latents = fitted
+    deaf = deepcopy(parts.unet)
+    for name, module in deaf.named_modules():
+        if name.endswith("attn2"):
+            torch.nn.init.zeros_(module.to_out[0].weight)
+            torch.nn.init.zeros_(module.to_out[0].bias)
+    said = [parts.text_encoder(parts.ids([text])).last_hidden_state for text in ("a disc", "a star and a ring")]
+    with torch.no_grad():
+        found = [deaf(latents[:1], 500, states).sample for states in said]
+    assert (found[0] - found[1]).abs().max() > 1e-5
+
+
+def test_the_first_latents_are_a_small_picture(fitted, scenes):
+    _, _, latents = fitted
+    small = torch.nn.functional.avg_pool2d(as_tensor(scenes[0]), 4)
+    assert small.shape == latents[:, :3].shape
+    for channel in range(3):
+        pair = torch.stack([small[:, channel].flatten(), latents[:, channel].flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.6
+
+
+def test_where_there_is_more_signal_than_noise_an_error_counts_less(fitted):
+    parts, _, latents = fitted
+    ids = parts.ids(["a disc"] * 12)
+    with torch.no_grad():
+        both = [denoiser_losses(parts, latents, ids, torch.Generator().manual_seed(n)) for n in range(4)]
+    assert all(0 < one["loss"] < one["error"] for one in both)
+    times = torch.tensor([0, 999])
+    kept = parts.scheduler.alphas_cumprod[times]
+    assert kept[0] > 0.99 and kept[1] < 1e-6, "nothing of the picture is left at the end"
 
 
 def test_parts_depend_on_the_seed_alone():
