@@ -20,7 +20,7 @@ from tasks import places
 from tasks.carry import carry
 from tasks.compare_generalised import Lesson, compare_generalised, graded_cells
 from tasks.evaluate_generalised import evaluate_generalised, grade_generalised
-from tasks.fit_foundation import fit_foundation
+from tasks.fit_foundation import FoundationSettings, fit_foundation
 from tasks.fit_translators import fit_translators
 from tasks.freeze_encoder import freeze_encoder
 from tasks.illustrate_generalised import foundation_quality, illustrate_foundation, illustrate_lesson
@@ -28,7 +28,7 @@ from tasks.imagine import imagine
 from tasks.label import label
 from tasks.lease import lease
 from tasks.prepare import chosen_folds, open_frames, prepare
-from tasks.pretrain import pretrain
+from tasks.pretrain import PretrainSettings, pretrain
 from tasks.propose import propose
 from tasks.report_generalised import GeneralisedOutcome, report_generalised
 from tasks.shots import choose_queries, choose_supports
@@ -119,17 +119,20 @@ def foundation_of(recipe: GeneralisedRecipe, frames: Ref, fold: int) -> Ref | No
     """The pipeline and SAM that are fitted for a fold, where no published ones are named."""
     if recipe.foundation is None:
         return None
-    shown = recipe.foundation.captioned
-    captioned = prepare(shown, recipe.compute) if shown else frames
+    captioned = captioned_for(recipe.foundation, recipe, frames)
     return fit_foundation(frames, captioned, recipe.foundation, fold, recipe.compute)
+
+
+def captioned_for(settings: FoundationSettings | PretrainSettings, recipe: GeneralisedRecipe, frames: Ref) -> Ref:
+    """The captioned pictures that the settings name, or the frames of the run."""
+    return prepare(settings.captioned, recipe.compute) if settings.captioned else frames
 
 
 def encoder_of(recipe: GeneralisedRecipe, frames: Ref, fold: int) -> Ref:
     """The recipe's encoder: with the weights that it names, or fitted on captions of the fold's base classes."""
     if recipe.pretrain is None or recipe.encoder.weights != "random":
         return freeze_encoder(recipe.encoder)
-    opened, shown = open_frames(frames), recipe.pretrain.captioned
-    captioned = prepare(shown, recipe.compute) if shown else frames
+    opened, captioned = open_frames(frames), captioned_for(recipe.pretrain, recipe, frames)
     base = [opened.class_name(k) for k in opened.base(fold)]
     return pretrain(captioned, recipe.encoder, base, recipe.pretrain, recipe.compute)
 

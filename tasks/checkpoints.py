@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow.fs
 
+    from models.fitting import Fitting, Tell
+
 STATE = "state.pt"
 RESULT = "result"
+LOG_EVERY = 20
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -147,3 +150,17 @@ class Checkpoints:
         files.create_dir(path, recursive=True)
         with files.open_output_stream(f"{path}/progress.json") as stream:
             stream.write(json.dumps({"done": step + 1, "total": self.total, "note": note}).encode())
+
+
+def teller(checkpoints: Checkpoints, name: str, fittings: Mapping[str, Fitting], every: int) -> Tell:
+    """What a fitting (`models.fitting.run`) calls after each step; the history counts the steps of all together."""
+    names = list(fittings)
+    before = sum(fittings[other].steps for other in names[: names.index(name)])
+
+    def tell(step: int, numbers: dict[str, float]) -> None:
+        if step % LOG_EVERY == 0 or step + 1 == fittings[name].steps:
+            checkpoints.log(before + step, **{f"{name}_{key}": value for key, value in numbers.items()})
+        if (step + 1) % every == 0:
+            checkpoints.save(before + step + 1)
+
+    return tell

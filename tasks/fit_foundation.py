@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import UsageError
-from models.fitting import Fitting
 from models.frames import Frames, png_bytes, read_png
 from models.generators.recognition import (
     Recogniser,
@@ -39,7 +38,7 @@ from models.generators.toy_pipeline import (
     fit_denoiser,
 )
 from models.small_sam import SmallSAMSettings, build_small_sam, fit_sam, sam_fitting, save_sam
-from tasks.checkpoints import Checkpoints
+from tasks.checkpoints import Checkpoints, teller
 from tasks.fanout import Compute
 from tasks.prepare import DataSettings
 from tasks.pretrain import resized
@@ -51,7 +50,6 @@ KIND = "foundation"
 CODE = ("tasks.fit_foundation", "models.fitting", "models.small_sam", "models.sam", "models.pseudolabels",
         "models.generators.toy_pipeline", "models.generators.recognition", "models.generators.grammar",
         "models.generators.words")
-LOG_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -115,22 +113,8 @@ def foundation_loop(config: dict) -> None:
     checkpoints.finish(write)
 
 
-def teller(checkpoints: Checkpoints, name: str, fittings: dict[str, Fitting], every: int):
-    """What a fitting calls after each step: the history counts the steps of all fittings together."""
-    names = list(fittings)
-    before = sum(fittings[other].steps for other in names[: names.index(name)])
-
-    def tell(step: int, numbers: dict[str, float]) -> None:
-        if step % LOG_EVERY == 0 or step + 1 == fittings[name].steps:
-            checkpoints.log(before + step, **{f"{name}_{key}": value for key, value in numbers.items()})
-        if (step + 1) % every == 0:
-            checkpoints.save(before + step + 1)
-
-    return tell
-
-
 class Scenes:
-    """The labelled training frames: their pictures uint8, the light in them, and the names of what each shows."""
+    """The labelled training frames: their pictures uint8, and the names of what each shows."""
 
     def __init__(self, frames: Frames, layer: str) -> None:
         self.ids = [id for id in frames.ids("train") if frames.has(id, layer) and frames.has(id, "label")]

@@ -20,7 +20,7 @@ from models.errors import UsageError
 from models.fitting import Fitting, batch_indices, run
 from models.frames import Frames, read_png
 from models.sam import rgb
-from tasks.checkpoints import Checkpoints
+from tasks.checkpoints import Checkpoints, teller
 from tasks.fanout import Compute
 from tasks.prepare import DataSettings
 from tasks.stage import stage
@@ -28,7 +28,6 @@ from tasks.store import Ref
 from tasks.train import fit
 
 CODE = ("tasks.pretrain", "models.fitting", "models.backbone", "models.encoders")
-LOG_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,7 @@ def pretrain_loop(config: dict) -> None:
         logits = head(seen(encoder, torch.from_numpy(pictures[chosen])))
         return {"loss": binary_cross_entropy_with_logits(logits, torch.from_numpy(shown[chosen]).float())}
 
-    def tell(step: int, numbers: dict[str, float]) -> None:
-        if step % LOG_EVERY == 0 or step + 1 == settings.steps:
-            checkpoints.log(step, **numbers)
-        if (step + 1) % settings.checkpoint_every == 0:
-            checkpoints.save(step + 1)
-
-    run(fitting, losses_at, tell)
+    run(fitting, losses_at, teller(checkpoints, "encoder", {"encoder": fitting}, settings.checkpoint_every))
     checkpoints.finish(lambda folder: write_encoder(Path(folder), encoder, job.encoder))
 
 

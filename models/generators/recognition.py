@@ -53,11 +53,12 @@ class Recogniser(nn.Module):
         self.register_buffer("usual", torch.zeros(settings.widths[-1]))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.classify(self.levels(pictures)).amax((2, 3))
+        return self.read(pictures)[0]
 
-    def embed(self, pictures: Tensor) -> Tensor:
-        """Unit rows [B, d]: what is seen anywhere, less what is usually seen."""
-        return normalize(self.levels(pictures).amax((2, 3)) - self.usual, dim=1)
+    def read(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [B, K], unit rows [B, d]: what is seen anywhere, less what is usually seen)."""
+        maps = self.levels(pictures)
+        return self.classify(maps).amax((2, 3)), normalize(maps.amax((2, 3)) - self.usual, dim=1)
 
 
 def build_recogniser(classes: int, settings: RecogniserSettings) -> Recogniser:
@@ -95,8 +96,10 @@ def held_in(total: int, settings: RecogniserSettings) -> int:
 @torch.no_grad()
 def recognised(model: Recogniser, pictures: Sequence[np.ndarray], asked: Sequence[int]) -> float:
     """The share of pictures uint8 [H, W, 3] whose best class is the asked one (0..K-1); NaN of none."""
-    found = [int(model(as_tensor(picture[None])).argmax()) for picture in pictures]
-    return float(np.mean([one == wanted for one, wanted in zip(found, asked, strict=True)])) if found else float("nan")
+    if not len(pictures):
+        return float("nan")
+    found = model(as_tensor(np.stack(pictures))).argmax(1)
+    return float(np.mean(found.numpy() == np.asarray(asked)))
 
 
 class ToyJudge:
@@ -111,8 +114,8 @@ class ToyJudge:
         be there, too. Raises UsageError when the classes are not those that the judge knows."""
         if list(classes) != self.classes:
             raise UsageError("This judge knows other classes than the dataset; fit the foundation models on the same.")
-        batch = torch.cat([as_tensor(picture[None]) for picture in pictures]).to(self.device)
-        return self.model(batch)[:, target].cpu().numpy(), self.model.embed(batch).cpu().numpy()
+        logits, rows = self.model.read(as_tensor(np.stack(pictures)).to(self.device))
+        return logits[:, target].cpu().numpy(), rows.cpu().numpy()
 
 
 def save_judge(folder: Path, model: Recogniser, classes: Sequence[str]) -> None:

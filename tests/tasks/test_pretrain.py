@@ -37,7 +37,7 @@ def run(frames, base, folder, monkeypatch, settings=SETTINGS):
 
 def test_it_learns_from_captions_and_opens_like_any_encoder(frames, base, tmp_path, monkeypatch):
     kept = run(frames, base, tmp_path, monkeypatch)
-    losses = [values["loss"] for _, values in kept.logged]
+    losses = [values["encoder_loss"] for _, values in kept.logged]
     assert losses[-1] < 0.7 * losses[0] and kept.saved == [10, 20]
     encoder, fresh = load_encoder(tmp_path), tiny_encoder(ENCODER.seed)
     assert encoder.channels == fresh.channels
