@@ -19,6 +19,7 @@ from tasks.tabulate import Row
 from tasks.train_base import BaseSettings
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
+PSEUDO_SHARES = (0.25, 0.5, 0.75, 1.0)
 ALONE, AUGMENTED = Stream("infrared", "infrared"), Stream("infrared", "infrared", "lightness")
 RGB, VISIBLE = Stream("rgb", "rgb", "rgb_lightness"), Stream("visible", "visible")
 COPY = Stream("copy", "infrared", "lightness")
@@ -47,7 +48,8 @@ class Plan:
 
 def ablation(recipe: Recipe, visible: bool) -> Plan:
     """GenFusion's four methods, and what else might explain a gain: two looks at one picture, luck, the base map."""
-    meta, base = recipe.meta, recipe.base
+    meta, base = replace(recipe.meta, pseudo_share=0.0), recipe.base
+    share = recipe.meta.pseudo_share or 0.5
     palettes = (
         Palette(recipe.translate, base),
         Palette(recipe.translate, replace(base, layers=("infrared",))),
@@ -63,8 +65,8 @@ def ablation(recipe: Recipe, visible: bool) -> Plan:
         Variant("method3", f"infrared and synthetic RGB, fused by {meta.expert.fusion}", both),
         Variant("replicated", "method3 whose second stream sees infrared", replace(both, streams=(AUGMENTED, COPY))),
         Variant("other_seed", "method3 with translators of another seed", both, 3),
-        Variant("self_supervised", "method3, every second batch asking for pseudo-classes",
-                replace(both, pseudo_share=0.5)),
+        Variant("self_supervised", f"method3, {share:.0%} of the batches asking for pseudo-classes",
+                replace(both, pseudo_share=share)),
         Variant("no_base", "method3 without the base map", _expert(both, use_base=False)),
         Variant(other.lower(), f"method3 fused by {other}", _expert(both, fusion=other)),
     ]
@@ -76,17 +78,22 @@ def ablation(recipe: Recipe, visible: bool) -> Plan:
 
 
 def pseudo(recipe: Recipe, visible: bool) -> Plan:
-    """What episodes without labels are worth, to one stream and to two: every second batch asks for pseudo-classes, so
-    that all variants take as many steps (after Ouyang et al., "Self-supervision with Superpixels", ECCV 2020)."""
-    base = recipe.base
+    """What episodes without labels are worth, to one stream and to two, and how many of the batches should ask for
+    them: all variants take as many steps (after Ouyang et al., "Self-supervision with Superpixels", ECCV 2020). The
+    share is to be chosen by the held-out base classes."""
+    base, chosen = recipe.base, recipe.meta.pseudo_share or 0.5
     alone, both = (replace(recipe.meta, streams=streams, pseudo_share=0.0) for streams in ((ALONE,), (AUGMENTED, RGB)))
+    about = f"{chosen:.0%} of the batches asking for pseudo-classes"
     variants = [
         Variant("infrared", "infrared alone", alone, 1),
-        Variant("infrared_pseudo", "infrared alone, with pseudo-classes", replace(alone, pseudo_share=0.5), 1),
+        Variant("infrared_pseudo", f"infrared alone, {about}", replace(alone, pseudo_share=chosen), 1),
+        Variant("replicated_pseudo", f"two looks at infrared, {about}",
+                replace(both, streams=(AUGMENTED, COPY), pseudo_share=chosen)),
         Variant("both", "infrared and synthetic RGB", both),
-        Variant("both_pseudo", "infrared and synthetic RGB, with pseudo-classes", replace(both, pseudo_share=0.5)),
-        Variant("replicated_pseudo", "the same whose second stream sees infrared",
-                replace(both, streams=(AUGMENTED, COPY), pseudo_share=0.5)),
+    ] + [
+        Variant(f"both_pseudo_{share:g}", f"infrared and synthetic RGB, {share:.0%} of the batches",
+                replace(both, pseudo_share=share))
+        for share in PSEUDO_SHARES
     ]
     controls = _controls({"prototype": ("infrared", "prototype")})
     palettes = (Palette(recipe.translate, base), Palette(recipe.translate, replace(base, layers=("infrared",))))

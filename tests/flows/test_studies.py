@@ -43,17 +43,30 @@ def test_the_ablation_holds_every_method_and_control():
     assert "visible" not in {variant.name for variant in ablation(recipe, False).variants}
 
 
-def test_pseudo_classes_are_asked_of_one_stream_and_of_two():
+@pytest.mark.parametrize(("own", "chosen"), [(0.0, 0.5), (0.75, 0.75)])
+def test_pseudo_classes_are_asked_of_one_stream_and_of_two(own, chosen):
     recipe = smoke()
+    recipe = replace(recipe, meta=replace(recipe.meta, pseudo_share=own))
     made = {variant.name: variant for variant in pseudo(recipe, False).variants}
     palettes = pseudo(recipe, False).palettes
     assert palettes[made["infrared"].pictures].base.layers == ("infrared",)
-    for name, layers in (("infrared", ["infrared"]), ("both", ["infrared", "rgb"])):
-        without, with_them = made[name], made[f"{name}_pseudo"]
-        assert [stream.layer for stream in without.meta.streams] == layers
-        assert (without.meta.pseudo_share, with_them.meta.pseudo_share) == (0.0, 0.5)
-        assert replace(with_them, meta=without.meta, name=name, about=without.about) == without, "one thing differs"
+    pairs = {"infrared_pseudo": ("infrared", chosen)}
+    pairs |= {f"both_pseudo_{share:g}": ("both", share) for share in (0.25, 0.5, 0.75, 1.0)}
+    for name, (beside, share) in pairs.items():
+        without, with_them = made[beside], made[name]
+        assert (without.meta.pseudo_share, with_them.meta.pseudo_share) == (0.0, share)
+        assert replace(with_them, meta=without.meta, name=beside, about=without.about) == without, "one thing differs"
+    assert [stream.layer for stream in made["both"].meta.streams] == ["infrared", "rgb"]
     assert [s.layer for s in made["replicated_pseudo"].meta.streams] == ["infrared", "infrared"]
+    assert made["replicated_pseudo"].meta.pseudo_share == chosen
+
+
+def test_the_ablation_shows_the_published_methods_without_pseudo_classes_whatever_the_recipe_does():
+    recipe = smoke()
+    recipe = replace(recipe, meta=replace(recipe.meta, pseudo_share=0.75))
+    shares = {variant.name: variant.meta.pseudo_share for variant in ablation(recipe, True).variants}
+    assert shares.pop("self_supervised") == 0.75
+    assert set(shares.values()) == {0.0}
 
 
 def test_mix_and_modalities_change_one_thing_at_a_time():
