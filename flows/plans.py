@@ -48,7 +48,7 @@ class Plan:
 
 def ablation(recipe: Recipe, visible: bool) -> Plan:
     """GenFusion's four methods, and what else might explain a gain: two looks at one picture, luck, the base map."""
-    meta, base = replace(recipe.meta, pseudo_share=0.0), recipe.base
+    meta, base = published(recipe), recipe.base
     share = recipe.meta.pseudo_share or 0.5
     palettes = (
         Palette(recipe.translate, base),
@@ -82,7 +82,7 @@ def pseudo(recipe: Recipe, visible: bool) -> Plan:
     them: all variants take as many steps (after Ouyang et al., "Self-supervision with Superpixels", ECCV 2020). The
     share is to be chosen by the held-out base classes."""
     base, chosen = recipe.base, recipe.meta.pseudo_share or 0.5
-    alone, both = (replace(recipe.meta, streams=streams, pseudo_share=0.0) for streams in ((ALONE,), (AUGMENTED, RGB)))
+    alone, both = (replace(published(recipe), streams=streams) for streams in ((ALONE,), (AUGMENTED, RGB)))
     about = f"{chosen:.0%} of the batches asking for pseudo-classes"
     variants = [
         Variant("infrared", "infrared alone", alone, 1),
@@ -104,7 +104,7 @@ def mix(recipe: Recipe, visible: bool) -> Plan:
     """How often training shows synthetic stand-ins (lightness and its RGB) in place of the real infrared frame."""
     variants = [
         Variant(f"share_{share:g}", f"{share:.0%} of the training episodes show the stand-ins",
-                replace(recipe.meta, streams=(AUGMENTED, RGB), stand_in=share))
+                replace(published(recipe), streams=(AUGMENTED, RGB), stand_in=share))
         for share in SHARES
     ]
     controls = _controls({"prototype": ("share_0", "prototype_infrared")})
@@ -125,7 +125,7 @@ def modalities(recipe: Recipe, visible: bool) -> Plan:
             "infrared_lightness_rgb_visible": (AUGMENTED, LIGHTNESS, RGB, VISIBLE),
         }
     variants = [
-        Variant(name, " + ".join(stream.name for stream in streams), replace(recipe.meta, streams=streams))
+        Variant(name, " + ".join(stream.name for stream in streams), replace(published(recipe), streams=streams))
         for name, streams in sets.items()
     ]
     controls = _controls({"prototype": ("infrared", "prototype")})
@@ -153,6 +153,11 @@ def fused(recipe: Recipe, visible: bool) -> Plan:
         ]
     controls = _controls({"prototype": ("without", "prototype_infrared")})
     return _plan(variants, palettes, ("prototype", "without"), controls)
+
+
+def published(recipe: Recipe) -> MetaSettings:
+    """The recipe's settings without pseudo-classes, which GenFusion does not have: rows of all studies compare."""
+    return replace(recipe.meta, pseudo_share=0.0)
 
 
 def _expert(meta: MetaSettings, **changes) -> MetaSettings:

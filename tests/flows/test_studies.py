@@ -61,11 +61,13 @@ def test_pseudo_classes_are_asked_of_one_stream_and_of_two(own, chosen):
     assert made["replicated_pseudo"].meta.pseudo_share == chosen
 
 
-def test_the_ablation_shows_the_published_methods_without_pseudo_classes_whatever_the_recipe_does():
+def test_the_published_methods_are_shown_without_pseudo_classes_whatever_the_recipe_does():
     recipe = smoke()
     recipe = replace(recipe, meta=replace(recipe.meta, pseudo_share=0.75))
     shares = {variant.name: variant.meta.pseudo_share for variant in ablation(recipe, True).variants}
     assert shares.pop("self_supervised") == 0.75
+    others = [*mix(recipe, True).variants, *modalities(recipe, True).variants]
+    shares |= {variant.name: variant.meta.pseudo_share for variant in others}
     assert set(shares.values()) == {0.0}
 
 
