@@ -20,23 +20,42 @@ ACCENT = STREAM_COLOURS["fusion"]
 
 
 def dots(rows: Sequence[Mapping[str, Any]], reference: str | None = None) -> Figure:
-    """One line per row {row, miou, low, high}, the first on top; a vertical rule stands at the row `reference`."""
+    """One line per row {row, miou, low, high}, the first on top; a vertical rule stands at the row `reference`.
+
+    Where the rows hold `over_<reference>` with its `_low` and `_high`, a second panel shows these paired differences
+    beside a rule at 0: episodes differ more than variants do, so intervals that overlap on the left may well not here.
+    """
     if not rows:
         raise UsageError("There is no row to draw; run the study first.")
-    figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(rows)), layout="constrained")
+    over = f"over_{reference}"
+    paired = any(row.get(over) is not None for row in rows)
+    figure = Figure(figsize=(9.6 if paired else 6.4, 0.9 + 0.3 * len(rows)), layout="constrained")
     figure.patch.set_alpha(0)
-    axis = figure.add_subplot()
-    for y, row in enumerate(rows):
-        spread = [[row["miou"] - row["low"]], [row["high"] - row["miou"]]]
-        colour = ACCENT if row["row"] == reference else INK
-        axis.errorbar([row["miou"]], [y], xerr=spread, fmt="o", color=colour, markersize=5, elinewidth=1.8)
-        if row["row"] == reference:
-            axis.axvline(row["miou"], color=ACCENT, linewidth=0.8, alpha=0.5, zorder=0)
-    axis.set_yticks(range(len(rows)), [row["row"].replace("_", " ") for row in rows], fontsize=9, color=INK)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel("mIoU, points", fontsize=9, color=INK)
-    quiet(axis)
+    axes = figure.subplots(1, 1 + paired, sharey=True, squeeze=False)[0]
+    _draw_dots(axes[0], rows, ("miou", "low", "high"), reference)
+    axes[0].set_yticks(range(len(rows)), [row["row"].replace("_", " ") for row in rows], fontsize=9, color=INK)
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    axes[0].set_xlabel("mIoU, points", fontsize=9, color=INK)
+    quiet(axes[0])
+    if paired:
+        _draw_dots(axes[1], rows, (over, f"{over}_low", f"{over}_high"), None)
+        axes[1].axvline(0, color=ACCENT, linewidth=0.8, alpha=0.5, zorder=0)
+        axes[1].set_xlabel(f"over {reference.replace('_', ' ')}, same episodes", fontsize=9, color=INK)
+        quiet(axes[1])
     return figure
+
+
+def _draw_dots(axis: Any, rows: Sequence[Mapping[str, Any]], keys: tuple[str, str, str], reference: str | None) -> None:
+    """keys: of value, low and high; a row without a value is left out."""
+    for y, row in enumerate(rows):
+        value, low, high = (row[key] for key in keys)
+        if value is None or value != value:
+            continue
+        colour = ACCENT if row["row"] == reference else INK
+        spread = [[value - low], [high - value]]
+        axis.errorbar([value], [y], xerr=spread, fmt="o", color=colour, markersize=5, elinewidth=1.8)
+        if row["row"] == reference:
+            axis.axvline(value, color=ACCENT, linewidth=0.8, alpha=0.5, zorder=0)
 
 
 def curves(panels: Mapping[str, Mapping[str, Iterable[tuple[float, float, float, float]]]], label: str) -> Figure:

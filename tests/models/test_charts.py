@@ -28,6 +28,21 @@ def test_the_reference_has_a_rule():
     assert len(rules[0]) == 1 and not rules[1]
 
 
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_paired_differences_stand_beside_the_scores(nothing):
+    gains = {"baseline": (nothing,) * 3, "method3": (4.0, 3.5, 4.5), "f1": (2.0, -1.0, 5.0)}
+    keys = ("over_baseline", "over_baseline_low", "over_baseline_high")
+    rows = [row | dict(zip(keys, gains[row["row"]], strict=True)) for row in ROWS]
+    scores, differences = dots(rows, "baseline").axes
+    assert [line.get_xdata()[0] for line in scores.lines if len(line.get_xdata()) == 1] == [10.0, 14.0, 12.0]
+    drawn = [(*line.get_xdata(), *line.get_ydata()) for line in differences.lines if len(line.get_xdata()) == 1]
+    assert drawn == [(4.0, 1), (2.0, 2)]
+    spans = [bar.get_segments()[0][:, 0].tolist() for bar in differences.collections]
+    assert spans == [[3.5, 4.5], [-1.0, 5.0]]
+    assert [list(line.get_xdata()) for line in differences.lines if len(line.get_xdata()) == 2] == [[0, 0]]
+    assert len(dots(rows, "f1").axes) == len(dots(ROWS, "baseline").axes) == 1
+
+
 def test_curves_have_a_panel_per_title_and_rise_in_x():
     figure = curves({"noise": {"fusion": CURVE, "infrared": CURVE}, "dead_pixels": {"fusion": CURVE}}, "severity")
     drawn = [axis for axis in figure.axes if axis.axison]
