@@ -49,7 +49,7 @@ class Plan:
 def ablation(recipe: Recipe, visible: bool) -> Plan:
     """GenFusion's four methods, and what else might explain a gain: two looks at one picture, luck, the base map."""
     meta, base = published(recipe), recipe.base
-    share = recipe.meta.pseudo_share or 0.5
+    share = asked_share(recipe)
     palettes = (
         Palette(recipe.translate, base),
         Palette(recipe.translate, replace(base, layers=("infrared",))),
@@ -81,7 +81,7 @@ def pseudo(recipe: Recipe, visible: bool) -> Plan:
     """What episodes without labels are worth, to one stream and to two, and how many of the batches should ask for
     them: all variants take as many steps (after Ouyang et al., "Self-supervision with Superpixels", ECCV 2020). The
     share is to be chosen by the held-out base classes."""
-    base, chosen = recipe.base, recipe.meta.pseudo_share or 0.5
+    base, chosen = recipe.base, asked_share(recipe)
     alone, both = (replace(published(recipe), streams=streams) for streams in ((ALONE,), (AUGMENTED, RGB)))
     about = f"{chosen:.0%} of the batches asking for pseudo-classes"
     variants = [
@@ -93,7 +93,7 @@ def pseudo(recipe: Recipe, visible: bool) -> Plan:
     ] + [
         Variant(f"both_pseudo_{share:g}", f"infrared and synthetic RGB, {share:.0%} of the batches",
                 replace(both, pseudo_share=share))
-        for share in PSEUDO_SHARES
+        for share in sorted({*PSEUDO_SHARES, chosen})
     ]
     controls = _controls({"prototype": ("infrared", "prototype")})
     palettes = (Palette(recipe.translate, base), Palette(recipe.translate, replace(base, layers=("infrared",))))
@@ -156,8 +156,13 @@ def fused(recipe: Recipe, visible: bool) -> Plan:
 
 
 def published(recipe: Recipe) -> MetaSettings:
-    """The recipe's settings without pseudo-classes, which GenFusion does not have: rows of all studies compare."""
+    """The recipe's settings without pseudo-classes, which GenFusion does not have, so that the rows of several studies compare."""
     return replace(recipe.meta, pseudo_share=0.0)
+
+
+def asked_share(recipe: Recipe) -> float:
+    """How often a row with pseudo-classes asks for them: as often as the recipe, or in half of the batches."""
+    return recipe.meta.pseudo_share or 0.5
 
 
 def _expert(meta: MetaSettings, **changes) -> MetaSettings:

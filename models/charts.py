@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from models.errors import UsageError
@@ -28,20 +29,21 @@ def dots(rows: Sequence[Mapping[str, Any]], reference: str | None = None) -> Fig
     if not rows:
         raise UsageError("There is no row to draw; run the study first.")
     over = f"over_{reference}"
-    paired = any(row.get(over) is not None for row in rows)
-    figure = Figure(figsize=(9.6 if paired else 6.4, 0.9 + 0.3 * len(rows)), layout="constrained")
+    panels = [("mIoU, points", ("miou", "low", "high"), {row["row"]: row["miou"] for row in rows}.get(reference))]
+    if any(not pd.isna(row.get(over)) for row in rows):
+        title = f"over {reference.replace('_', ' ')}, same episodes"
+        panels.append((title, (over, f"{over}_low", f"{over}_high"), 0.0))
+    figure = Figure(figsize=(3.2 + 3.2 * len(panels), 0.9 + 0.3 * len(rows)), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.subplots(1, 1 + paired, sharey=True, squeeze=False)[0]
-    _draw_dots(axes[0], rows, ("miou", "low", "high"), reference)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, keys, rule) in zip(axes, panels, strict=True):
+        _draw_dots(axis, rows, keys, reference)
+        if rule is not None:
+            axis.axvline(rule, color=ACCENT, linewidth=0.8, alpha=0.5, zorder=0)
+        axis.set_xlabel(title, fontsize=9, color=INK)
+        quiet(axis)
     axes[0].set_yticks(range(len(rows)), [row["row"].replace("_", " ") for row in rows], fontsize=9, color=INK)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    axes[0].set_xlabel("mIoU, points", fontsize=9, color=INK)
-    quiet(axes[0])
-    if paired:
-        _draw_dots(axes[1], rows, (over, f"{over}_low", f"{over}_high"), None)
-        axes[1].axvline(0, color=ACCENT, linewidth=0.8, alpha=0.5, zorder=0)
-        axes[1].set_xlabel(f"over {reference.replace('_', ' ')}, same episodes", fontsize=9, color=INK)
-        quiet(axes[1])
     return figure
 
 
@@ -49,13 +51,11 @@ def _draw_dots(axis: Any, rows: Sequence[Mapping[str, Any]], keys: tuple[str, st
     """keys: of value, low and high; a row without a value is left out."""
     for y, row in enumerate(rows):
         value, low, high = (row[key] for key in keys)
-        if value is None or value != value:
+        if pd.isna(value):
             continue
         colour = ACCENT if row["row"] == reference else INK
         spread = [[value - low], [high - value]]
         axis.errorbar([value], [y], xerr=spread, fmt="o", color=colour, markersize=5, elinewidth=1.8)
-        if row["row"] == reference:
-            axis.axvline(value, color=ACCENT, linewidth=0.8, alpha=0.5, zorder=0)
 
 
 def curves(panels: Mapping[str, Mapping[str, Iterable[tuple[float, float, float, float]]]], label: str) -> Figure:

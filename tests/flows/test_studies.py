@@ -43,7 +43,7 @@ def test_the_ablation_holds_every_method_and_control():
     assert "visible" not in {variant.name for variant in ablation(recipe, False).variants}
 
 
-@pytest.mark.parametrize(("own", "chosen"), [(0.0, 0.5), (0.75, 0.75)])
+@pytest.mark.parametrize(("own", "chosen"), [(0.0, 0.5), (0.75, 0.75), (0.6, 0.6)])
 def test_pseudo_classes_are_asked_of_one_stream_and_of_two(own, chosen):
     recipe = smoke()
     recipe = replace(recipe, meta=replace(recipe.meta, pseudo_share=own))
@@ -51,7 +51,7 @@ def test_pseudo_classes_are_asked_of_one_stream_and_of_two(own, chosen):
     palettes = pseudo(recipe, False).palettes
     assert palettes[made["infrared"].pictures].base.layers == ("infrared",)
     pairs = {"infrared_pseudo": ("infrared", chosen)}
-    pairs |= {f"both_pseudo_{share:g}": ("both", share) for share in (0.25, 0.5, 0.75, 1.0)}
+    pairs |= {f"both_pseudo_{share:g}": ("both", share) for share in {0.25, 0.5, 0.75, 1.0, chosen}}
     for name, (beside, share) in pairs.items():
         without, with_them = made[beside], made[name]
         assert (without.meta.pseudo_share, with_them.meta.pseudo_share) == (0.0, share)
