@@ -156,7 +156,7 @@ def fused(recipe: Recipe, visible: bool) -> Plan:
 
 
 def published(recipe: Recipe) -> MetaSettings:
-    """The recipe's settings without pseudo-classes, which GenFusion does not have, so that the rows of several studies compare."""
+    """The recipe's settings without pseudo-classes, which GenFusion lacks: rows of several studies compare."""
     return replace(recipe.meta, pseudo_share=0.0)
 
 
