@@ -94,9 +94,13 @@ def outcome(console: Console, found: dict[str, Any]) -> None:
 
 def generalised(console: Console, found: dict[str, Any]) -> None:
     """A generalised night (`GeneralisedOutcome.as_dict()`): its steps, what they cost, where models and report lie."""
+    from tasks.report_generalised import recognised
+
     console.print(f"[dim]{found['recipe']}  {found['run_key']}", highlight=False)
-    if found["scores"]:
+    if "rows" in found["scores"]:
         console.print(_steps(found["scores"]["rows"]))
+    for line in recognised(found["scores"]):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(_stages(found["stages"]))
     for path in [*found["models"].values(), *(found["report"].get(name) for name in ("report", "drawn", "labels"))]:
         if path:

@@ -52,7 +52,7 @@ def sentence(outcome: GeneralisedOutcome) -> str:
     """What came out, in a line."""
     rows = outcome.scores.get("rows", ())
     if not rows:
-        return f"made {', '.join(outcome.models.values())}{_recognised(outcome.scores)}"
+        return "; ".join([f"made {', '.join(outcome.models.values())}", *recognised(outcome.scores)])
     last = next((row for row in reversed(rows) if row["over_previous"] == row["over_previous"]), rows[0])
     words = f"novel mIoU {last['novel']:.1f}"
     if last is rows[0]:
@@ -61,11 +61,12 @@ def sentence(outcome: GeneralisedOutcome) -> str:
     return f"{words}, {last['over_supports']:+.1f} over supports alone{closed}"
 
 
-def _recognised(scores: Mapping[str, Any]) -> str:
-    if not scores:
-        return ""
+def recognised(scores: Mapping[str, Any]) -> list[str]:
+    """What the judge says of a foundation night's pictures, in a line; nothing where there was no judge."""
+    if "recognised" not in scores:
+        return []
     drawn, real, chance = (scores[name] for name in ("recognised", "recognised_real", "chance"))
-    return f"; {drawn:.0%} of the pictures show what was asked for (real ones {real:.0%}, chance {chance:.0%})"
+    return [f"{drawn:.0%} of the pictures show what was asked for (real ones {real:.0%}, chance {chance:.0%})"]
 
 
 @stage("report")

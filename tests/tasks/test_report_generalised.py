@@ -71,6 +71,19 @@ def test_a_foundation_night_has_pictures_and_no_scores(night, pictures):
     assert "made /s/foundation/1" in Path(done.report["report"]).read_text()
 
 
+def test_a_foundation_night_says_how_often_its_pictures_are_right(night, pictures):
+    from rich.console import Console
+
+    judged = {"recognised": 0.5417, "recognised_real": 0.9067, "chance": 1 / 12}
+    made = outcome(scores=judged, models={0: "/s/foundation/1"})
+    done = report_generalised.fn(made, settings={}, pictures={"drawn": pictures["drawn"]}, run=night)
+    words = "54% of the pictures show what was asked for (real ones 91%, chance 8%)"
+    assert sentence(done) == f"made /s/foundation/1; {words}"
+    console = Console(file=io.StringIO(), width=120)
+    display.outcome(console, done.as_dict())
+    assert words in (drawn := console.file.getvalue()) and "/s/foundation/1" in drawn and "mIoU" not in drawn
+
+
 def test_a_night_of_supports_alone_says_so():
     assert sentence(outcome(steps=STEPS[:1])) == "novel mIoU 15.0 with supports alone"
     assert sentence(outcome(steps=STEPS[:2])) == "novel mIoU 25.0, +10.0 over supports alone"
