@@ -99,7 +99,7 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         ),
         "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_cls=-1.0)),
         "imagine": ImagineSettings(
-            per_class=40, quality=POLES, judge="foundation",
+            per_class=120, quality=POLES, judge="foundation",
             picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=20, guidance=3.0, batch=4),
         ),
         "label": LabelStage(LabelSettings(

@@ -36,6 +36,7 @@ FUSERS = {
     "average": "models.fusers.controls:Average",
     "maximum": "models.fusers.controls:Maximum",
     "saliency": "models.fusers.controls:Saliency",
+    "two_scale": "models.fusers.controls:TwoScale",
     "segmif": "models.fusers.segmif:SegMiF",
     "sgdfuse": "models.fusers.sgdfuse:SGDFuse",
 }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.fusers.anchors import two_scale
 from models.fusers.base import Fuser
 from models.fusers.colour import luminance
 from models.fusers.saliency import saliency_blend
@@ -40,3 +41,12 @@ class Saliency(Fuser):
 
     def _fuse(self, infrared: Tensor, visible: Tensor, aux: dict[str, Any]) -> tuple[Tensor, dict]:
         return saliency_blend(infrared, luminance(visible)), {}
+
+
+class TwoScale(Fuser):
+    """The glow of the brighter, the detail of the livelier (`models.fusers.anchors`)."""
+
+    name = "two_scale"
+
+    def _fuse(self, infrared: Tensor, visible: Tensor, aux: dict[str, Any]) -> tuple[Tensor, dict]:
+        return two_scale(infrared, luminance(visible)), {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.fusers.anchors import ANCHORS
 from models.fusers.precision import float32
 
 
@@ -113,8 +114,8 @@ class FirstStage(nn.Module):
     blocks          transformer blocks on the visible features, and on the joined ones
     fold            r: side of the pixel blocks that are folded into channels
     channels        1: a luminance; 3: a colour picture
-    anchor          what the last convolution, which starts at zero, is added to: a learnt "blend" of the pair, or the
-                    "brightest" of it; the latter without a tanh, which would hold dark scenes in their place
+    anchor          what the last convolution, which starts at zero, is added to: a learnt "blend" of the pair, or one
+                    of `ANCHORS`, without a tanh, which would hold dark scenes in their place
     """
 
     def __init__(
@@ -140,8 +141,8 @@ class FirstStage(nn.Module):
         a, b = self.infrared(a), self.visible(b)
         a, b = self.cross[0](a, b), self.cross[1](b, a)
         drawn = F.pixel_shuffle(self.leave(self.joined(self.join(torch.cat([a, b], 1)))), self.fold)
-        if self.anchor == "brightest":
-            return drawn + torch.maximum(infrared.expand_as(base), base)
+        if self.anchor != "blend":
+            return drawn + ANCHORS[self.anchor](infrared.expand_as(base), base)
         share = self.share.sigmoid()
         return (drawn + before_tanh(share * infrared + (1 - share) * base)).tanh()
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.fusers.anchors import ANCHORS
 from models.fusers.attention import HierarchicalAttention
 
 
@@ -42,8 +43,8 @@ class FusionNet(nn.Module):
     fold        r: side of the pixel blocks that are folded into channels
     semantic    channels of S_1 and S_2
     native      semantics stay on their own grid inside the attention (False: upsampled first, as released)
-    anchor      "mean" or "brightest": what the network says (at first: nothing) is added to that of the pair, instead
-                of a PReLU at the end. Not the paper's; it saves most of a short budget. "none": the paper's.
+    anchor      one of `ANCHORS`: what the network says (at first: nothing) is added to that of the pair, instead of a
+                PReLU at the end. Not the paper's; it saves most of a short budget. "none": the paper's.
     attention   further arguments of `HierarchicalAttention`; one module serves both depths, as released
     """
 
@@ -79,9 +80,7 @@ class FusionNet(nn.Module):
             pair = [block(x) for block, x in zip(blocks, pair, strict=True)]
             pair = self.attention(*pair, self._semantic(depth, semantics, pair[0]))
         out = F.pixel_shuffle(self.last(self.head(torch.cat(pair, 1))), self.fold)
-        if self.anchor == "brightest":
-            return out + torch.maximum(infrared, visible)
-        return out + (infrared + visible) / 2 if self.anchor == "mean" else self.activation(out)
+        return self.activation(out) if self.anchor == "none" else out + ANCHORS[self.anchor](infrared, visible)
 
     def _semantic(self, depth: int, semantics: Sequence[Tensor] | None, like: Tensor) -> Tensor:
         """[B,C,h',w']: the 1x1 convolution comes before the upsampling, with which it commutes."""

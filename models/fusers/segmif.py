@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import UsageError
+from models.fusers.anchors import ANCHORS
 from models.fusers.base import Fuser
 from models.fusers.colour import luminance
 from models.fusers.fusion_net import FusionNet
@@ -31,7 +32,6 @@ from models.generators.pictures import pad_to_stride
 
 SMALLEST = 32  # pixels a side that the encoders need
 SEMANTICS = ("saliency", "visible", "none")
-ANCHORS = ("none", "mean", "brightest")
 
 
 class SegMiF(Fuser):
@@ -67,8 +67,8 @@ class SegMiF(Fuser):
         super().__init__(**kept)
         if semantics not in SEMANTICS:
             raise UsageError(f"There are no semantics {semantics!r}; choose one of {', '.join(SEMANTICS)}.")
-        if anchor not in ANCHORS:
-            raise UsageError(f"There is no anchor {anchor!r}; choose one of {', '.join(ANCHORS)}.")
+        if anchor not in ("none", *ANCHORS):
+            raise UsageError(f"There is no anchor {anchor!r}; choose one of none, {', '.join(ANCHORS)}.")
         self.semantics, self.stride = semantics, fold
         self.segmentation = SegmentationNet(classes, **segmentation)
         self.fusion = FusionNet(semantic=self.segmentation.channels[:2], **fusion)

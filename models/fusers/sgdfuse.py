@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import UsageError
+from models.fusers.anchors import ANCHORS
 from models.fusers.base import Fuser
 from models.fusers.colour import luminance
 from models.fusers.diffusion import ddim, noise_like, noised, schedule, timesteps
@@ -39,7 +40,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 HEADS = ("hfah", "plain", "eps", "dual")
 STARTS = ("noise", "first", "clean")
-ANCHORS = ("blend", "brightest")
 
 
 class Estimate(NamedTuple):
@@ -131,8 +131,8 @@ class SGDFuse(Fuser):
             gates=gates, tau=tau, eta=eta, seed=seed, **changes,
         )  # fmt: skip
         plan = _configured(configuration, head, changes)
-        if anchor not in ANCHORS:
-            raise UsageError(f"There is no anchor {anchor!r} in SGDFuse; choose one of {', '.join(ANCHORS)}.")
+        if anchor not in ("blend", *ANCHORS):
+            raise UsageError(f"There is no anchor {anchor!r} in SGDFuse; choose one of blend, {', '.join(ANCHORS)}.")
         self.channels, self.conditions, self.start = plan["channels"], plan["conditions"], plan["start"]
         self.steps, self.tau, self.eta, self.seed = plan["steps"], tau, eta, seed
         self.stride = plan["fold"] * 2 ** (len(mults) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.fusers.anchors import ANCHORS
 from models.fusers.colour import luminance
 from models.fusers.first_stage import Block, ChannelAttention, FirstStage, MultiScale, before_tanh
 
@@ -62,12 +63,13 @@ def test_it_starts_as_a_blend_and_learns(fold, channels):
     assert stage.leave.weight.grad.abs().sum() > 0 and stage.share.grad.abs() > 0
 
 
+@pytest.mark.parametrize("anchor", ANCHORS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_it_may_start_as_the_brightest(channels):
-    stage = FirstStage(8, 2, (1, 1), 1, channels, "brightest")
+def test_it_may_start_from_an_anchor(channels, anchor):
+    stage = FirstStage(8, 2, (1, 1), 1, channels, anchor)
     infrared, visible = torch.rand(2, 1, 12, 16) * 1.8 - 0.9, torch.rand(2, 3, 12, 16) * 1.8 - 0.9
     base = visible if channels == 3 else luminance(visible)
-    torch.testing.assert_close(stage(infrared, visible, base), torch.maximum(infrared.expand_as(base), base))
+    torch.testing.assert_close(stage(infrared, visible, base), ANCHORS[anchor](infrared.expand_as(base), base))
 
 
 def test_before_tanh_is_undone_by_tanh():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.fusers.anchors import ANCHORS
 from models.fusers.fusion_net import DenseBlock, FusionNet
 
 
@@ -58,11 +59,11 @@ def test_semantics_change_the_picture_and_their_absence_is_learnt():
     assert module.unknown.grad is not None and module.enter[0].weight.grad is None
 
 
-def test_an_anchored_start_is_the_mean_or_the_brightest_of_the_pair():
+def test_an_anchored_start_is_what_the_anchor_says_of_the_pair():
     infrared, visible, semantics = inputs()
     assert torch.equal(net(anchor="mean", fold=2)(infrared, visible, semantics), (infrared + visible) / 2)
-    brightest = net(anchor="brightest")(infrared, visible, semantics)
-    assert torch.equal(brightest, torch.maximum(infrared, visible))
+    for name, rule in ANCHORS.items():
+        assert torch.equal(net(anchor=name)(infrared, visible, semantics), rule(infrared, visible)), name
 
 
 def test_swapping_the_pair_matters():

@@ -88,7 +88,7 @@ def test_export_rounds_once_and_does_not_stretch():
 
 
 def test_unknown_anchors_are_told():
-    with pytest.raises(UsageError, match="no anchor 'median'; choose one of none, mean, brightest"):
+    with pytest.raises(UsageError, match="no anchor 'median'; choose one of none, mean, brightest, two_scale"):
         small("segmif", anchor="median")
 
 

@@ -121,7 +121,7 @@ def test_the_channels_are_those_of_the_configurations():
     ({"head": "x0"}, "hfah, plain, eps, dual"),
     ({"start": "end"}, "noise, first, clean"),
     ({"stride": 3}, "no setting stride"),
-    ({"anchor": "mean"}, "no anchor 'mean'.*blend, brightest"),
+    ({"anchor": "median"}, "no anchor 'median'.*blend, mean, brightest, two_scale"),
     ({"conditions": "masks"}, "nothing tells of the pair"),
 ])  # fmt: skip
 def test_settings_that_do_not_fit_are_told(changes, words):
