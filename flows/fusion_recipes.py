@@ -14,20 +14,20 @@ MASKS = MaskSettings("levels", stability=0.5)
 MOBILENET = {"encoder": "mobilenet_v2", "weights": "mobilenet_v2_imagenet_from_uint8.pth", "normalise": "symmetric"}
 
 SEGMIF = FuserSettings(
-    "segmif", {"width": 16, "growth": 8, "heads": 4, "anchor": "brightest", "head_width": 64, **MOBILENET},
-    crop=64, batch=4, iterations=600, checkpoint_every=100, objective="maximum", metric_weight=10.0,
-    rate_fusion=2e-3, rate_segmentation=1e-4, segmentation_weight=0.2,
+    "segmif", {"width": 16, "growth": 8, "heads": 4, "anchor": "two_scale", "head_width": 64, **MOBILENET},
+    crop=64, batch=4, iterations=600, checkpoint_every=100, objective="maximum", metric_weight=25.0,
+    rate_fusion=1e-3, rate_segmentation=1e-4, segmentation_weight=0.2,
 )
-"""From the brighter of both towards the sharpest gradient and all structure; told what it will be measured by."""
+"""From two scales towards the sharpest gradient and all structure; told what it will be measured by."""
 
 SGDFUSE = FuserSettings(
     "sgdfuse",
     {
-        "configuration": "fast", "width": 16, "heads": 2, "blocks": (1, 1), "anchor": "brightest", "base": 16,
+        "configuration": "fast", "width": 16, "heads": 2, "blocks": (1, 1), "anchor": "two_scale", "base": 16,
         "mults": (1, 2, 4), "res_blocks": 1, "dropout": 0.0,
     },
-    crop=64, batch=4, iterations=1000, checkpoint_every=100, first_share=0.6, rate=2e-3, rate_last=1e-5, average=0.99,
-    metric_weight=10.0, masks=MASKS,
+    crop=64, batch=4, iterations=1000, checkpoint_every=100, first_share=0.6, rate=1e-3, rate_last=1e-5, average=0.99,
+    metric_weight=25.0, masks=MASKS,
 )
 """Two by two pixels folded, four steps; masks from grey levels, which need no weights; Stage I told likewise."""
 
@@ -40,7 +40,7 @@ JOINT = replace(
 TINY_SEGMIF = replace(
     SEGMIF,
     network={
-        "width": 8, "growth": 4, "heads": 2, "anchor": "brightest", "widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1),
+        "width": 8, "growth": 4, "heads": 2, "anchor": "two_scale", "widths": (8, 8, 8, 8), "depths": (1, 1, 1, 1),
         "head_width": 8,
     },
     crop=48, batch=2, iterations=2, checkpoint_every=2,

@@ -37,6 +37,7 @@ CONTROLS = {
     "average": "the mean of both",
     "maximum": "the brighter of both",
     "saliency": "both, weighed by how rare their grey levels are",
+    "two_scale": "the glow of the brighter, the detail of the livelier: what the learnt ones start from",
 }
 SEEDS = (510, 365, 382)
 TEST = ("test",)
@@ -153,7 +154,7 @@ def fuser_rows(sizes: FusionSizes) -> tuple[list[FusedRow], dict[str, tuple[str,
         rows.append(FusedRow(f"sgdfuse_{steps}", f"SGDFuse's F2 in {steps} step{'s' * (steps > 1)}"))
         uses[f"sgdfuse_{steps}"] = ("sgdfuse", replace(told, steps=steps))
     told = replace(told, steps=last)
-    for name, about in (("stage2_alone", "Stage II alone, from the brighter of both"),
+    for name, about in (("stage2_alone", "Stage II alone, from two scales"),
                         ("without_masks", "SGDFuse trained and used without masks"),
                         ("without_diffusion", "SGDFuse whose Stage II looks once, without noise"),
                         ("without_hfah", "SGDFuse with one convolution in place of HFAH")):

@@ -58,7 +58,7 @@ def own_losses(fused: Tensor, infrared: Tensor, visible: Tensor, settings: Fuser
 
 
 def metric_loss(fused: Tensor, infrared: Tensor, visible: Tensor) -> Tensor:
-    """What Qabf, VIF and SCD miss, as a loss: 4 (1 - Qabf) + ½ (1 - VIF / 2) + 0.1 (1 - SCD / 2). [B,1,H,W] each.
+    """What Qabf, VIF and SCD miss, as a loss: 6 (1 - Qabf) + ½ (1 - VIF / 2) + 0.1 (1 - SCD / 2). [B,1,H,W] each.
 
     Not one of the papers' losses: a fuser that was trained by it has been told what it will be measured by. Qabf and
     VIF are ratios of sums; their sums are taken over the batch, so that a dark crop weighs what it weighs in a frame.
@@ -66,7 +66,7 @@ def metric_loss(fused: Tensor, infrared: Tensor, visible: Tensor) -> Tensor:
     """
     trio = 255 * torch.stack([x[:, 0].double() for x in (infrared, visible, fused)])
     told, present = (part.sum(1) + 1e-10 for part in information(trio))
-    missed = 4 * (1 - smooth_edge_transfer(trio)) + 0.5 * (1 - (told / present).sum() / 2)
+    missed = 6 * (1 - smooth_edge_transfer(trio)) + 0.5 * (1 - (told / present).sum() / 2)
     return missed.float() + 0.1 * complement_loss(fused, infrared, visible)
 
 
