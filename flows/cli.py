@@ -183,7 +183,7 @@ def fuse(folder: Path, /, *, fuser: str = "saliency", out: Path, seed: int = 0) 
     folder
         Holds infrared/ and visible/ with pictures of equal names and sizes.
     fuser
-        average, maximum or saliency, or the folder of a fitted fuser.
+        average, maximum, saliency or two_scale, or the folder of a fitted fuser.
     out
         Where to write the fused pictures, PNG, and metrics.csv.
     seed
