@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flows import display, fusion_studies
 from flows.fusion_recipes import TOY, FusionSizes, sized
-from flows.fusion_studies import ablations, fuser_rows, mask_conditions, sensor_rows, study
+from flows.fusion_studies import CONTROLS, ablations, fuser_rows, mask_conditions, sensor_rows, study
 from flows.recipes import smoke
 from models.errors import UsageError
 from models.fusers.metrics import METRICS
@@ -55,11 +55,11 @@ def test_learnt_fusers_stand_beside_their_controls_and_their_parts(here):
     found = run("fusers")
     table = pd.DataFrame(found["rows"]).set_index("row")
     assert table.index.tolist() == [
-        "average", "maximum", "saliency", "segmif", "stage1", "sgdfuse_1", "sgdfuse_2", "stage2_alone",
+        "average", "maximum", "saliency", "two_scale", "segmif", "stage1", "sgdfuse_1", "sgdfuse_2", "stage2_alone",
         "without_masks", "without_diffusion", "without_hfah",
     ]  # fmt: skip
     assert (table["pictures"] == 3).all() and table[list(METRICS)].notna().all(axis=None)
-    assert table.loc[["average", "maximum", "saliency"], "over_Qabf"].isna().all()
+    assert table.loc[["average", "maximum", "saliency", "two_scale"], "over_Qabf"].isna().all()
     assert table.loc["segmif":, "over_Qabf"].notna().all()
     assert not table.loc["stage1", list(METRICS)].equals(table.loc["sgdfuse_2", list(METRICS)])
     text = Path(found["report"]["table.md"]).read_text()
@@ -118,7 +118,7 @@ def test_rows_use_fusers_that_are_fitted_and_only_on_test_pairs(sizes):
     rows, uses = fuser_rows(sizes)
     assert [row.name for row in rows] == list(uses) and len({row.about for row in rows}) == len(rows)
     assert all(settings.splits == ("test",) for _, settings in uses.values())
-    known = {"average", "maximum", "saliency", "segmif", "sgdfuse", "stage2_alone", *ablations(sizes.sgdfuse)}
+    known = {*CONTROLS, "segmif", "sgdfuse", "stage2_alone", *ablations(sizes.sgdfuse)}
     assert {fuser for fuser, _ in uses.values()} == known
     assert uses["stage1"][1].steps == 0 and uses[f"sgdfuse_{sizes.steps[-1]}"][1].steps == sizes.steps[-1]
     assert uses["without_masks"][1].masks.backend == "none" != uses["without_hfah"][1].masks.backend
