@@ -29,8 +29,8 @@ SGDFUSE = FuserSettings(
     crop=64, batch=4, iterations=1000, checkpoint_every=100, first_share=0.6, rate=1e-3, rate_last=1e-5, average=0.99,
     metric_weight=25.0, intensity_weight=0.5, masks=MASKS,
 )
-"""Two by two pixels folded, four steps; masks from grey levels, which need no weights, so what they point at weighs less
-than in the paper; Stage I told likewise."""
+"""Two by two pixels folded, four steps; Stage I told likewise. Masks are from grey levels, which need no weights: what
+they point at weighs less than in the paper."""
 
 JOINT = replace(
     SEGMIF, crop=128, iterations=200, metric_weight=0.0, segmentation_weight=1.0, rate_segmentation=3e-4,
