@@ -30,7 +30,7 @@ SGDFUSE = FuserSettings(
     metric_weight=25.0, intensity_weight=0.5, masks=MASKS,
 )
 """Two by two pixels folded, four steps; Stage I told likewise. Masks are from grey levels, which need no weights: what
-they point at weighs less than in the paper."""
+they point at weighs 0.5, not the released 1.5."""
 
 JOINT = replace(
     SEGMIF, crop=128, iterations=200, metric_weight=0.0, segmentation_weight=1.0, rate_segmentation=3e-4,
