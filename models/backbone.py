@@ -41,7 +41,8 @@ class Features(tuple):
     """The levels (low, mid, high), each [B, c, h', w']: one grid of stride 8, or strides 8, 16, 32.
 
     A fourth entry, where the encoder was asked for it: `blocks` [B, h·w, Σ c] on the grid of the low level, of each
-    block's cells a unit vector. A fifth, of supports alone: `masked` [B, c, h', w'].
+    block's cells a unit vector; out of a bank a list of B maps, too large to be copied side by side. A fifth, of
+    supports alone: `masked` [B, c, h', w'].
     """
 
     def __new__(cls, *levels: Tensor) -> Features:
@@ -50,11 +51,25 @@ class Features(tuple):
     def __getnewargs__(self) -> tuple[Tensor, ...]:
         return tuple(self)
 
+    def part(self, start: int, stop: int | None) -> Features:
+        """Those of pictures start to stop."""
+        return Features(*(level[start:stop] for level in self))
+
+    def shots(self, count: int) -> Features:
+        """Those of B·K pictures as of B episodes with K = count supports each."""
+        return Features(*(_grouped(level, count) for level in self))
+
     low = property(itemgetter(0))
     mid = property(itemgetter(1))
     high = property(itemgetter(2))
     blocks = property(itemgetter(3))
     masked = property(itemgetter(4))
+
+
+def _grouped(level: Tensor | list[Tensor], count: int) -> Tensor | list[list[Tensor]]:
+    if isinstance(level, Tensor):
+        return level.unflatten(0, (-1, count))
+    return [level[start : start + count] for start in range(0, len(level), count)]
 
 
 class Encoder(nn.Module):

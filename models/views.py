@@ -134,8 +134,8 @@ class PseudoViews(Views):
 class FeatureBank:
     """Frozen features of (frame, layer), each encoded once and kept while `budget` bytes last.
 
-    Features leave as float32 batches; they rest as `rest` at the strides that the encoder gave. Block maps, which are
-    many, leave as they rest on a CUDA device.
+    Levels leave as float32 batches; they rest as `rest` at the strides that the encoder gave. Block maps, which are
+    many, leave as they rest, in a list.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class FeatureBank:
         return cells(*self.canvas.size)
 
     def get(self, keys: Sequence[tuple[str, str]]) -> Features:
-        """Levels [B, c, h', w'] of (id, layer) keys; what is missing is encoded in one go."""
+        """Levels [B, c, h', w'] of (id, layer) keys, B block maps; what is missing is encoded in one go."""
         missing = list(dict.fromkeys(key for key in keys if key not in self.held))
         fresh: dict[tuple[str, str], Features] = {}
         for start in range(0, len(missing), self.batch):
@@ -172,11 +172,9 @@ class FeatureBank:
         rows = [fresh.get(key) or self.held[key] for key in keys]
         for key, features in fresh.items():
             self._hold(key, features)
-        levels = enumerate(zip(*rows, strict=True))
-        return Features(*(torch.stack(level).to(self.device, self._leaving(place)) for place, level in levels))
-
-    def _leaving(self, place: int) -> torch.dtype:
-        return self.rest if place > 2 and self.device.type == "cuda" else torch.float32
+        low, mid, high, *blocks = zip(*rows, strict=True)
+        levels = (torch.stack(level).to(self.device, torch.float32) for level in (low, mid, high))
+        return Features(*levels, *([cells.to(self.device) for cells in maps] for maps in blocks))
 
     def _encode(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Features]:
         images = torch.stack([self.canvas.image(as_image(self.views.picture(*key))) for key in keys])

@@ -38,13 +38,13 @@ def gather(
     """
     queries = [episode.query for episode in episodes]
     supports = [id for episode in episodes for id in episode.supports]
-    keys = [(id, layer) for layer in layers for id in (*queries, *supports)]
-    everything = bank.get(keys)
+    names = (*queries, *supports)
+    everything = bank.get([(id, layer) for layer in layers for id in names])
     query, support = [], []
-    for block in zip(*(level.chunk(len(layers)) for level in everything), strict=True):
-        query.append(Features(*(level[: len(queries)] for level in block)))
-        rest = (level[len(queries) :] for level in block)
-        support.append(Features(*(level.unflatten(0, (len(queries), -1)) for level in rest)))
+    for start in range(0, len(layers) * len(names), len(names)):
+        middle = start + len(queries)
+        query.append(everything.part(start, middle))
+        support.append(everything.part(middle, start + len(names)).shots(len(supports) // len(queries)))
 
     def mask(id: str, label: int, layer: str) -> Tensor:
         return bank.canvas.label(episode_mask(bank.views.label(id, layer, novel, policy), label))
@@ -87,7 +87,7 @@ class BaseMemory:
         """One picture at a time, so that no bit depends on what is held already."""
         if key in self.held:
             return self.held[key]
-        levels = Features(*(level[place : place + 1] for level in query[:3]))
+        levels = Features(*query[:3]).part(place, place + 1)
         found = expert.base_logits(levels, tuple(levels.low.shape[-2:]))[0]
         if self.bytes + found.nbytes <= self.budget:
             self.held[key], self.bytes = found, self.bytes + found.nbytes

@@ -31,7 +31,6 @@ from models.segmenters.similarity import (
     object_places,
     prior_maps,
     style_discrepancy,
-    to_grid,
 )
 
 PRIORS = ("masked_l3", "masked_l4")
@@ -102,7 +101,7 @@ class MSANet(nn.Module):
             psi = style_discrepancy(query.low, support.low)
             places = object_places(mask.foreground)
             prior = prior_maps(_stretched(query.high, grid), _stretched(self._shown_high(support), grid), places)
-            control = Prototype()(to_grid(query[:3], grid), to_grid(support[:3], grid), mask)
+            control = Prototype()(query[:3], support[:3], mask)
         share = self.shots(psi)
         with torch.autocast(psi.device.type, torch.bfloat16, enabled=_fast(psi.device)):
             asked = self._reduced(self.reduce_query, query, grid)

@@ -84,8 +84,8 @@ class Predictor:
         pictures = [np.asarray(query, np.uint8), *(np.asarray(s, np.uint8) for s in supports)]
         features = [self._features(pictures, stream.layer) for stream in self.streams]
         shown = torch.stack([self.canvas.label(episode_mask(np.asarray(mask, np.uint8), 1)) for mask in masks])[None]
-        asked = [Features(*(level[:1] for level in levels)) for levels in features]
-        support = [Features(*(level[1:][None] for level in levels)) for levels in features]
+        asked = [levels.part(0, 1) for levels in features]
+        support = [levels.part(1, None).shots(len(supports)) for levels in features]
         support = [shown_features(self.encoder, levels, shown) for levels in support]
         shares = [expert(asked, support, shown).final.softmax(1) for expert in experts]
         probability = self.canvas.restore(torch.stack(shares).mean(0)[:, 1:], *query.shape)[0, 0].numpy()

@@ -6,6 +6,8 @@ masked-average prototype (PANet, arXiv 1908.06391, without its training). Whatev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,8 @@ SCALE = 20.0
 class Prototype(nn.Module):
     """Logits [B, 2, h, w] (background, foreground) with no parameter at all; temperature 1 / SCALE."""
 
-    def forward(self, query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
-        """query levels [B, c, h, w], support levels [B, K, c, h, w], both from `similarity.to_grid`."""
+    def forward(self, query: Sequence[Tensor], support: Sequence[Tensor], mask: SoftMask) -> Tensor:
+        """query levels [B, c, h', w'] and support levels [B, K, c, h', w'] of any stride; h x w is the masks' grid."""
         return SCALE * control_maps(query, support, mask)[:, [1, 0]]
 
     @staticmethod

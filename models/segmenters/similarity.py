@@ -79,8 +79,11 @@ def style_discrepancy(query: Tensor, support: Tensor) -> Tensor:
 
 
 def _gram(maps: Tensor) -> Tensor:
-    cells = normalize(maps.float().flatten(-2), dim=-1)
-    return cells @ cells.transpose(-1, -2)
+    """The products are scaled, not the maps: there are fewer of them."""
+    cells = maps.float().flatten(-2)
+    products = cells @ cells.transpose(-1, -2)
+    length = products.diagonal(dim1=-2, dim2=-1).clamp(min=1e-24).sqrt()
+    return products / length[..., None] / length[..., None, :]
 
 
 class Cells(NamedTuple):
@@ -194,16 +197,25 @@ def _five(similarity: Tensor, scale: Tensor | float, inside: Tensor, outside: Te
     return [*(parts[2] * scale).unbind(1), *near]
 
 
-def control_maps(query: list[Tensor], support: list[Tensor], mask: SoftMask) -> Tensor:
-    """[B, 2, h, w]: cosine to the foreground and to the background prototype over all levels, as in `evidence`."""
-    asked, shown = torch.cat(query, 1) * len(query) ** -0.5, torch.cat(support, 2)
-    return torch.stack(_prototypes(asked, shown, mask), 1).unflatten(2, query[0].shape[-2:])
+def control_maps(query: Sequence[Tensor], support: Sequence[Tensor], mask: SoftMask) -> Tensor:
+    """[B, 2, h, w]: cosine to the foreground and to the background prototype over all levels, as in `evidence`.
+
+    query [B, c, h', w'] and support [B, K, c, h', w'] at any stride and length; h x w is the masks' grid.
+    """
+    grid = tuple(mask.foreground.shape[-2:])
+    averages = [_unit_average(shown, mask) for shown in support]
+    joint = torch.cat(averages, 1).norm(dim=1, keepdim=True).clamp(min=1e-12)
+    maps = [cosines(asked, average / joint, grid) for asked, average in zip(query, averages, strict=True)]
+    return (sum(maps) * len(maps) ** -0.5).unflatten(2, grid)
 
 
-def _prototypes(query: Tensor, support: Tensor, mask: SoftMask) -> list[Tensor]:
-    return [
-        torch.einsum("bc,bcn->bn", normalize(prototype(support, weight), dim=1), query.flatten(2)) for weight in mask
-    ]
+def _unit_average(support: Tensor, mask: SoftMask) -> Tensor:
+    """Prototypes [B, c, 2] of the unit-length cells of [B, K, c, h', w']: the masks are scaled, not the cells."""
+    weight = torch.stack(mask, 2)
+    cells = stretch(support.float(), weight.shape[-2:]).flatten(3)
+    scaled = weight.flatten(3) / cells.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    total = weight.sum((1, 3, 4))[:, None] + EPSILON
+    return torch.einsum("bkcn,bkmn->bcm", cells, scaled) / total
 
 
 # ---- dense similarity to every cell of the object, for MSANet
@@ -245,21 +257,30 @@ def prior_maps(query: Tensor, support: Tensor, places: Places) -> Tensor:
 
     query [B, c, h, w], support [B, K, c, h, w]: high-level features. Without an object 0.
     """
-    asked = normalize(query.flatten(2).transpose(1, 2), dim=2)
     shown = normalize(_taken(support.flatten(3).transpose(2, 3), places.index), dim=2)
-    similarity = torch.bmm(asked, shown.transpose(1, 2)).float().unflatten(2, places.there.shape[1:])
-    best = similarity.masked_fill(~places.there[:, None], 0.0).amax(3).clamp(min=0).transpose(1, 2)
+    similarity = cosines(query, shown.transpose(1, 2), query.shape[-2:]).unflatten(1, places.there.shape[1:])
+    best = similarity.masked_fill(~places.there[..., None], 0.0).amax(2).clamp(min=0)
     low, high = best.amin(2, keepdim=True), best.amax(2, keepdim=True)
     return ((best - low) / (high - low + 1e-7)).unflatten(2, query.shape[-2:])
 
 
-def multi_similarity(query: Tensor, support: Tensor, widths: Sequence[int], places: Places) -> Tensor:
+def multi_similarity(
+    query: Sequence[Tensor], support: Sequence[Sequence[Tensor]], widths: Sequence[int], places: Places
+) -> Tensor:
     """[B, blocks, N]: for each block the mean over the object of ReLU(cosine), averaged over shots (MSANet §3.2).
 
-    query [B, N, Σ c] and support [B, K, N, Σ c]: unit vectors of each block side by side; widths: their channels.
+    query: B of [N, Σ c]; support: B of K of [N, Σ c]: unit vectors of each block side by side; widths: their channels.
+    One episode after the other, as maps of so many blocks are too large to be copied side by side.
     """
-    shown = _taken(support, places.index)
     weight = (places.weight / places.weight.shape[1]).flatten(1)[..., None]
-    pairs = zip(query.split(list(widths), 2), shown.split(list(widths), 2), strict=True)
-    maps = [torch.bmm(torch.bmm(a, s.transpose(1, 2)).relu_().float(), weight)[..., 0] for a, s in pairs]
-    return torch.stack(maps, 1)
+    widths, found = list(widths), []
+    for b, (asked, shots) in enumerate(zip(query, support, strict=True)):
+        shown = torch.cat([cells[index] for cells, index in zip(shots, places.index[b], strict=True)])
+        pairs = zip(*(_exact(x).split(widths, 1) for x in (asked, shown)), strict=True)
+        found.append(torch.stack([((a @ s.T).relu_().float() @ weight[b])[:, 0] for a, s in pairs]))
+    return torch.stack(found)
+
+
+def _exact(cells: Tensor) -> Tensor:
+    """In float32 on a CPU, which has no faster products for halves."""
+    return cells.float() if cells.device.type == "cpu" else cells

@@ -5,7 +5,8 @@
 The reference, written out here, takes one episode at a time, encodes its query and each support anew and alone, runs
 the base learner for each, compares the query with the whole support map for the prior, and loops over blocks and
 samples for the similarities. Both sides have the same random weights, episodes and precision; their answers agree to
-1e-4. On a CPU pictures are 241 x 241 in float32; on a CUDA device 473 x 473 in bfloat16, and there decisions agree.
+1e-4. On a CPU pictures are 241 x 241 in float32 and two threads work; on a CUDA device 473 x 473 in bfloat16, and there
+decisions agree.
 
 Repeats are interleaved and the fastest of each side counts, as the machine may be busy with other things.
 """
@@ -50,6 +51,15 @@ class Bench(NamedTuple):
     expert: Expert
     exam: list[EpisodeKey]
     lessons: list[EpisodeKey]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads():
+    """Tests run with one thread each, a person's exam does not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

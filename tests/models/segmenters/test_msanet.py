@@ -203,7 +203,16 @@ def test_style_and_control_come_of_the_plain_levels():
     _, psi, control = model(query, support, mask, base)
     each = style_discrepancy(query.low, support.low)
     assert torch.allclose(psi, (model.shots(each) * each).sum(1))
-    assert torch.equal(control, Prototype()(to_grid(query[:3], GRID), to_grid(support[:3], GRID), mask))
+    scaled = Prototype()(to_grid(query[:3], GRID), to_grid(support[:3], GRID), mask)
+    assert torch.allclose(control, scaled, atol=1e-5) and control.std() > 0.1
+
+
+def test_the_control_takes_levels_of_any_stride():
+    """Unit length comes after stretching, for queries as for supports."""
+    query, support, mask, _ = episode()
+    query, support = (Features(*(x[..., :: n + 1, :: n + 1] for n, x in enumerate(f[:3]))) for f in (query, support))
+    scaled = Prototype()(to_grid(query, GRID), to_grid(support, GRID), mask)
+    assert torch.allclose(Prototype()(query, support, mask), scaled, atol=1e-5)
 
 
 def test_the_shots_weigh_prototype_prior_and_style(monkeypatch):
