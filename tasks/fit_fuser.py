@@ -153,7 +153,24 @@ def build(settings: FuserSettings, frames: Frames, trainer: str | None = None) -
     except TypeError as error:
         known = ", ".join(list(inspect.signature(kind).parameters))
         raise UsageError(f"fuser.network does not fit {settings.fuser} ({error}); it takes {known}.") from error
+    if kind.needs_labels and settings.class_weights is None and settings.class_balance:
+        settings = replace(settings, class_weights=balanced(frames, settings.class_balance))
     return resolve_name(trainer or kind.trainer)(settings, fuser)
+
+
+def balanced(frames: Frames, power: float) -> tuple[float, ...]:
+    """Weights of the classes, background first: (pixels of the largest / own pixels)^power in the train frames, which
+    are taken to be of one size; 1 for a class that none of them shows."""
+    import numpy as np
+
+    ids = frames.ids("train")
+    found = np.zeros(len(frames.classes) + 1)
+    for id in ids:
+        for label, count in frames.pixels(id).items():
+            found[label] += count
+    found[0] = max(0, len(ids) * frames.infrared(ids[0]).size - found.sum())
+    weights = np.divide(found.max(), found, out=np.ones_like(found), where=found > 0) ** power
+    return tuple(weights.round(4).tolist())
 
 
 class PairCrops:

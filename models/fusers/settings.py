@@ -67,7 +67,8 @@ class FuserSettings:
     fusion_weight, segmentation_weight              before the weighting; the former times 0.4 / k in round k
     detach          segmentation does not reach the fusion network
     rate_fusion, rate_segmentation, head_factor     AdamW with weight decay 0.01, warm-up, then linear to 0
-    class_weights   of cross-entropy, background first; None: all 1
+    class_weights   of cross-entropy, background first; None: those of class_balance
+    class_balance   p of the weights (n_most / n_k)^p, n_k the pixels of class k in the train frames; 0: all 1
 
     SGDFuse:
     first_share     the part of the iterations that trains Stage I
@@ -104,6 +105,7 @@ class FuserSettings:
     rate_segmentation: float = 8e-5
     head_factor: float = 10.0
     class_weights: tuple[float, ...] | None = None
+    class_balance: float = 0.0
     first_share: float = 0.4
     rate: float = 1e-4
     rate_last: float = 1e-6

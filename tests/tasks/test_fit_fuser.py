@@ -17,6 +17,7 @@ from models.views import Views
 from tasks import fit_fuser as stage
 from tasks import places
 from tasks.fanout import Compute
+from tests.models.drawn import drawn_frames
 from tests.models.fusers.small import SMALL
 from tests.tasks.test_fit_translators import Interrupted, Reports, commit_frames
 
@@ -140,6 +141,21 @@ def test_where_nothing_visible_is_real_the_translated_serves(thermofuse_home, tm
     assert (batch.visible * 255).round().unique().tolist() == [90]
     with pytest.raises(UsageError, match="no train frames with infrared and lightness;"):
         stage.fit_fuser(frames, replace(SGDFUSE, visible="lightness"), (), Compute(), synthetic)
+
+
+def test_rare_classes_may_weigh_more(tmp_path):
+    """(n_most / n_k)^p of the train frames' pixels; of test frames none counts."""
+    opened = drawn_frames(tmp_path, train=6, test=3)
+    labels = np.stack([opened.label(id) for id in opened.ids("train")])
+    counts = np.array([(labels == k).sum() for k in range(len(opened.classes) + 1)])
+    assert counts[0] == counts.max() and len(set(counts)) > 2 and 0 in counts
+    expected = np.where(counts > 0, (counts.max() / np.maximum(counts, 1)) ** 0.25, 1.0)
+    assert np.allclose(stage.balanced(opened, 0.25), expected, atol=1e-3)
+    told = replace(SEGMIF, class_balance=0.25)
+    assert np.allclose(stage.build(told, opened).class_weights.numpy(), expected, atol=1e-3)
+    assert stage.build(SEGMIF, opened).class_weights is None
+    given = (1.0,) * len(counts)
+    assert stage.build(replace(told, class_weights=given), opened).class_weights.tolist() == list(given)
 
 
 def test_arguments_that_a_fuser_does_not_have_are_told(frames):
