@@ -149,7 +149,8 @@ def learn(recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, one: Lesson) -> 
     step = [step for step in recipe.steps if not step.truth][-1]
     synthetic, train = one.synthetic.get(step.source), replace(recipe.train, seed=one.seed)
     return train_joint(
-        frames, encoder, one.base, synthetic, one.supports, train, one.fold, recipe.compute, upto=step.upto
+        frames, encoder, one.base, synthetic, one.supports, train, one.fold, recipe.compute, upto=step.upto,
+        grain=step.grain,
     )
 
 

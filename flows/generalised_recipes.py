@@ -36,6 +36,7 @@ STEPS = (
     Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict"),
     Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape"),
     Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr"),
+    Course("grain", "+ the frames' sensor noise on the pictures (ours)", "grammar", "sabr", grain=True),
     Course("real_masks", "real frames with their real masks in place of synthetic ones: the ceiling", truth=True),
 )
 

@@ -39,13 +39,14 @@ CHECK_EVERY = 20
 class Course:
     """What one step trains on beside base frames and supports. source: whose pictures ("" for none), by the proposer of
     their prompts. upto: how far their labels go (`models.labelling.LAST`). truth: the real training frames of the novel
-    classes, with their masks."""
+    classes, with their masks. grain: pictures get the frames' noise (`models.grain`), which is not the paper's."""
 
     name: str
     about: str = ""
     source: str = ""
     upto: str = "sabr"
     truth: bool = False
+    grain: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def compare_generalised(
     """Kind "generalised_cells": one row a course; `exam` holds what its model said of each query, as JSON."""
     sources = list(lesson.synthetic)
     rows = [{"id": course.name, "source": sources.index(course.source) if course.source else None,
-             "upto": course.upto, "truth": course.truth} for course in courses]
+             "upto": course.upto, "truth": course.truth, "grain": course.grain} for course in courses]
     chosen = {"train": replace(settings, seed=lesson.seed), "fold": lesson.fold, "queries": list(queries),
               "supports": {str(k): list(ids) for k, ids in lesson.supports.items()}}
     inputs = [frames, encoder, lesson.base, *(ref for pair in lesson.synthetic.values() for ref in pair)]
@@ -105,8 +106,9 @@ class Classroom:
     def cell(self, row: dict) -> list[dict]:
         """Train one course and ask its model: {"id", "all", "single"} of each query."""
         pair = () if row["source"] is None else self.pairs[row["source"]]
-        chosen = self.frames, self.encoder, pair, self.train, self.fold, row["truth"], row["upto"], self.bank
-        joint = Joint(Parts(*chosen), self.base, self.train, self.supports)
+        chosen = self.frames, self.encoder, pair, self.train, self.fold
+        told = row["truth"], row["upto"], row["grain"]
+        joint = Joint(Parts(*chosen, *told, self.bank), self.base, self.train, self.supports)
         for step in range(self.train.joint.steps):
             losses = joint.step(step)
             if step % CHECK_EVERY == 0 and not torch.isfinite(losses["loss"]):

@@ -6,7 +6,7 @@ The joint training starts from the base model with the novel classes registered 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from models.episode import class_index, draw, train_label
 from models.errors import UsageError
 from models.frames import Frames, read_png
 from models.geometry import Canvas
+from models.grain import Grain
 from models.labelling import LAST, register_supports
 from models.segmenters.generalised import (
     ROLES,
@@ -45,8 +46,10 @@ from tasks.store import Ref
 from tasks.train import fit
 
 CODE = ("tasks.train_generalised", "models.backbone", "models.segmenters.generalised", "models.segmenters.pspnet",
-        "models.losses", "models.views", "models.episode", "models.geometry")
+        "models.losses", "models.views", "models.episode", "models.geometry", "models.grain")
 LOG_EVERY = 20
+MEASURED = 64  # frames whose noise synthetic pictures take after
+GRAINY = "grainy"
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,15 @@ class BaseJob:
 @dataclass(frozen=True)
 class JointJob:
     """supports: novel class -> ids. truth: real training frames with their masks take the place of synthetic ones.
-    upto: how far the labelling went whose labels are learnt from (`models.labelling.LAST`)."""
+    upto: how far the labelling went whose labels are learnt from (`models.labelling.LAST`). grain: synthetic pictures
+    get the noise of the train frames (`models.grain`)."""
 
     settings: GeneralisedSettings
     fold: int
     supports: Mapping[int, tuple[str, ...]]
     truth: bool = False
     upto: str = "sabr"
+    grain: bool = False
 
 
 @stage("train_generalised_base")
@@ -105,11 +110,12 @@ def train_generalised_base(
 def train_joint(
     frames: Ref, encoder: Ref, base: Ref, synthetic: tuple[Ref, Ref] | None, supports: Mapping[int, Sequence[str]],
     settings: GeneralisedSettings, fold: int, compute: Compute, truth: bool = False, upto: str = "sabr",
+    grain: bool = False,
 ) -> Ref:
     """The model of one fold and one list of supports; kind "generalised". synthetic: the pictures (`tasks.imagine`) and
     their labels (`tasks.label`), or None for supports alone. truth: the ceiling, every training frame of the novel
-    classes with its real mask. upto: which of the labels."""
-    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto)
+    classes with its real mask. upto: which of the labels. grain: the pictures get the frames' noise."""
+    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto, grain)
     inputs = [frames, encoder, base, *(synthetic or ())]
     return fit(joint_loop, "generalised", inputs, job, CODE, compute)
 
@@ -136,7 +142,8 @@ def base_loop(config: dict) -> None:
 def joint_loop(config: dict) -> None:
     """Every step: base, synthetic and support frames in one batch, one step of the joint loss."""
     job: JointJob = config["settings"]
-    settings, parts = job.settings, Parts.open(config["folders"], job.settings, job.fold, job.truth, job.upto)
+    settings, told = job.settings, (job.truth, job.upto, job.grain)
+    parts = Parts.open(config["folders"], settings, job.fold, *told)
     joint = Joint(parts, config["folders"][2], settings, job.supports)
     checkpoints = Checkpoints(config, settings.joint.steps, model=joint.model, optimiser=joint.optimiser)
     for step in range(checkpoints.restore(), settings.joint.steps):
@@ -181,15 +188,17 @@ class Parts:
 
     synthetic: novel class -> ids of the pictures that are fit for training, by their labels at the end of `upto`. It
     stands in for `models.views.Views` in the feature bank; `bank`: one to share, which then reads these pictures.
+    grain: synthetic pictures get the noise of the train frames, each the same at every step.
     """
 
     def __init__(
         self, frames: Frames, encoder: Encoder, synthetic: Sequence[Path], settings: GeneralisedSettings, fold: int,
-        truth: bool = False, upto: str = "sabr", bank: FeatureBank | None = None,
+        truth: bool = False, upto: str = "sabr", grain: bool = False, bank: FeatureBank | None = None,
     ) -> None:
         self.frames, self.settings, self.encoder, self.last = frames, settings, encoder, LAST[upto]
         self.space = ClassSpace(frames.base(fold), frames.novel(fold))
         self.base = [id for id in frames.ids("train") if frames.has(id, settings.layer) and frames.has(id, "label")]
+        self.grain = Grain(self._some_frames()) if grain and synthetic else None
         self.files: dict[str, dict[str, Path]] = {}
         self.synthetic: dict[int, list[str]] = {k: [] for k in self.space.novel}
         if synthetic:
@@ -203,9 +212,15 @@ class Parts:
     @classmethod
     def open(
         cls, folders: Sequence[Path], settings: GeneralisedSettings, fold: int, truth: bool = False, upto: str = "sabr",
+        grain: bool = False,
     ) -> Parts:
         encoder = load_encoder(folders[1]).to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto)
+        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto, grain)
+
+    def _some_frames(self) -> Iterator[np.ndarray]:
+        """Train frames, evenly spread over the list."""
+        for id in self.base[:: max(1, len(self.base) // MEASURED)]:
+            yield read_png(self.frames.path(id, self.settings.layer))
 
     def _list(self, imagined: Path, labelled: Path) -> None:
         """Note the synthetic pictures whose labels are fit for training."""
@@ -218,7 +233,8 @@ class Parts:
     def picture(self, id: str, role: str) -> np.ndarray:
         """uint8 [H, W] or [H, W, 3]."""
         if id in self.files:
-            return read_png(self.files[id]["picture"])
+            clean = read_png(self.files[id]["picture"])
+            return self.grain.add(clean, id) if role == GRAINY else clean
         return read_png(self.frames.path(id, self.settings.layer))
 
     def label(self, id: str, role: str, target: int = 0) -> np.ndarray:
@@ -240,6 +256,7 @@ class Parts:
         size = tuple(side // 2 for side in self.settings.size)
         labels = [torch.from_numpy(self.label(id, role, target)) for role, id, target in keys]
         small = [interpolate(label[None, None], size, mode="nearest-exact")[0, 0] for label in labels]
-        features = self.bank.get([(id, role if role == "synthetic" else "real") for role, id, _ in keys])
+        layer = {"synthetic": GRAINY if self.grain else "synthetic"}
+        features = self.bank.get([(id, layer.get(role, "real")) for role, id, _ in keys])
         role = torch.tensor([ROLES.index(role) for role, *_ in keys])
         return features, self.space.encode(torch.stack(small)).to(self.device), role.to(self.device)

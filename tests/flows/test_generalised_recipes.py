@@ -31,7 +31,7 @@ def test_a_recipe_holds_together(name):
 
 
 def test_the_study_adds_one_thing_at_a_time():
-    assert [step.name for step in STEPS] == ["supports", "names", "hdig", "ape", "sabr", "real_masks"]
+    assert [step.name for step in STEPS] == ["supports", "names", "hdig", "ape", "sabr", "grain", "real_masks"]
     assert all(step.upto in LAST and step.source in ("", *PROPOSERS) for step in STEPS)
     assert [(step.source, step.upto) for step in STEPS[1:5]] == [
         ("names", "predict"), ("grammar", "predict"), ("grammar", "ape"), ("grammar", "sabr")]
