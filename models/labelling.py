@@ -9,7 +9,7 @@ Legend: H x W pixels of a picture, h x w cells, C channels of the trunk, K class
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,10 +36,12 @@ UNCALIBRATED = replace(SYN4SEG, lam=SYN4SEG.fallback)  # for callers that want p
 class LabelSettings:
     """upto: "predict" (Y0 as it is), "ape" (and APF, APR) or "sabr" (and SAM). stretch: contrast for SAM, of infrared.
 
-    views: random views of each support that λ is read from. seed: of those views.
+    views: random views of each support that λ is read from. seed: of those views. calibrate: the share of the way to
+    the offset of a novel logit with which Y0 fits the supports' masks best (`novel_offsets`); 0: none, as published.
     """
 
     upto: str = "sabr"
+    calibrate: float = 0.5
     filter: RefineSettings = SYN4SEG
     relabel: RelabelSettings = field(default_factory=RelabelSettings)
     boundary: BoundarySettings = field(default_factory=BoundarySettings)
@@ -94,6 +96,40 @@ def register_supports(
     return replace(found, prototypes=rows)
 
 
+@torch.inference_mode()
+def novel_offsets(model: Generalised, supports: Sequence[Support], logits: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """What to add to the novel logits so that argmax fits the supports' masks best: [C], 0 for all other classes.
+
+    Base training calls novel objects background, and a prototype in the head is no answer to that: it wins nearly
+    everywhere, or hardly anywhere. A support's mask says where its class is and, by the rest, where it is not. Over the
+    pixels of all supports of a class, the offset is the one with the largest IoU. A handful of pictures says too much
+    about themselves, so that callers go a share of the way.
+
+    logits: a picture uint8 [H, W] or [H, W, 3] -> [1, C, H, W].
+    """
+    space, found = model.space, torch.zeros(len(model.space.ids))
+    known = [n for n, k in enumerate(space.ids) if k not in space.novel]
+    for k in space.novel:
+        n, margins, truths = space.ids.index(k), [], []
+        for support in supports:
+            truth = torch.from_numpy(support.label == k)
+            if truth.any():
+                said = logits(support.picture)[0]
+                margins.append((said[n] - said[known].amax(0)).flatten())
+                truths.append(truth.flatten())
+        found[n] = -best_threshold(torch.cat(margins), torch.cat(truths))
+    return found
+
+
+def best_threshold(scores: Tensor, truth: Tensor) -> float:
+    """The threshold of scores [N] above which pixels overlap best (IoU) with the true ones, bool [N], at least one."""
+    falling, order = scores.sort(descending=True)
+    hits = truth[order].cumsum(0)
+    taken = torch.arange(1, len(scores) + 1)
+    best = int((hits / (truth.sum() + taken - hits)).argmax())
+    return float(falling[best : best + 2].mean())
+
+
 class Labeller:
     """Holds a base segmenter, its encoder, the supports' prototypes, and a segmenter for SABR (None: not asked)."""
 
@@ -106,6 +142,7 @@ class Labeller:
         self.model, self.encoder, self.canvas = model.eval(), encoder, canvas
         self.segmenter, self.settings = segmenter, settings
         self.known = register_supports(model, encoder, supports, canvas, self._filter(), settings.views, settings.seed)
+        self.offsets = settings.calibrate * novel_offsets(model, supports, self._logits) if settings.calibrate else None
 
     def _filter(self) -> RefineSettings:
         """The filter's scope "foreground" means the novel classes here: only they are guessed from supports."""
@@ -133,12 +170,19 @@ class Labeller:
         image = self.canvas.image(as_image(picture)[None]).to(self.encoder.mean.device)
         return self.model.embed(self.encoder(image))
 
+    def _logits(self, picture: np.ndarray, embedded: Tensor | None = None) -> Tensor:
+        """[1, C, H, W] of a picture, on the CPU."""
+        embedded = self._embedded(picture) if embedded is None else embedded
+        logits = stretched(self.model.trunk.classify(embedded), self.canvas.size)
+        return self.canvas.restore(logits, *picture.shape[:2]).cpu()
+
     @torch.inference_mode()
     def _in_features(self, picture: np.ndarray, target: int) -> dict[str, np.ndarray]:
         """The label after each step that needs only features."""
         embedded = self._embedded(picture)
-        logits = stretched(self.model.trunk.classify(embedded), self.canvas.size)
-        logits = self.canvas.restore(logits, *picture.shape[:2]).cpu()
+        logits = self._logits(picture, embedded)
+        if self.offsets is not None:
+            logits = logits + self.offsets[:, None, None]
         steps = {"predict": predict(logits, self.model.space, (target,))[0].numpy()}
         if self.settings.upto == "predict":
             return steps

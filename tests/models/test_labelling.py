@@ -12,7 +12,7 @@ from models.boundary import BoundarySettings
 from models.encoders import Parts
 from models.errors import UsageError
 from models.geometry import Canvas
-from models.labelling import Labeller, LabelSettings, label_quality
+from models.labelling import Labeller, LabelSettings, best_threshold, label_quality, novel_offsets
 from models.prototypes import SYN4SEG, Support
 from models.pseudolabels import IGNORE
 from models.relabel import RelabelSettings
@@ -104,6 +104,38 @@ def test_what_is_unlike_the_supports_is_freed_and_the_picture_turned_down():
     assert (found.steps["predict"][20:44, 28:52] == 2).all()
     assert (found.steps["apf"][20:44, 28:52] == IGNORE).all() and found.status == "no_target"
     assert found.facts["kept"] < 1
+
+
+def eager(share):
+    """A labeller whose background row is no longer like the background, so that novel rows win there, too."""
+    model = Plain()
+    with torch.no_grad():
+        model.trunk.classify.weight[:2, :3] = torch.tensor([[1.0, -0.6, 0.6], [1.0, -0.2, -0.2]])
+    encoder = Encoder(Parts(Colours(), (3, 3, 3)), (0.0,) * 3, (1.0,) * 3)
+    return Labeller(model, encoder, SUPPORTS, CANVAS, None, replace(SETTINGS, calibrate=share))
+
+
+def test_a_novel_class_that_wins_everywhere_is_held_back_by_its_supports_masks():
+    picture, truth = scene((2, 8, 16, 24))
+    said = {share: eager(share).label([picture], [2])[0].steps["predict"] == 2 for share in (0.0, 0.5, 1.0)}
+    assert said[0.0].all(), "as published"
+    both, either = (said[1.0] & (truth == 2)).sum(), (said[1.0] | (truth == 2)).sum()
+    assert both / either > 0.8 and not said[0.5].all()
+    offsets = novel_offsets(eager(0.0).model, SUPPORTS, eager(0.0)._logits)
+    assert (offsets[:2] == 0).all() and (offsets[2:] < 0).all()
+    assert torch.allclose(eager(0.5).offsets, 0.5 * offsets)
+
+
+def test_the_threshold_is_the_best_of_all():
+    generator = torch.Generator().manual_seed(0)
+    scores, truth = torch.randn(300, generator=generator), torch.rand(300, generator=generator) < 0.2
+    scores[truth] += 1.5
+
+    def iou(threshold):
+        return float(((scores > threshold) & truth).sum() / ((scores > threshold) | truth).sum())
+
+    assert iou(best_threshold(scores, truth)) == max(iou(t) for t in scores.sort().values - 1e-6)
+    assert iou(best_threshold(scores, truth)) > iou(0.0)
 
 
 def test_sam_sharpens_what_features_found():
