@@ -41,7 +41,7 @@ class LabelSettings:
     """
 
     upto: str = "sabr"
-    calibrate: float = 0.5
+    calibrate: float = 0.0
     filter: RefineSettings = SYN4SEG
     relabel: RelabelSettings = field(default_factory=RelabelSettings)
     boundary: BoundarySettings = field(default_factory=BoundarySettings)
