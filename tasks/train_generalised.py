@@ -234,7 +234,7 @@ class Parts:
         """uint8 [H, W] or [H, W, 3]."""
         if id in self.files:
             clean = read_png(self.files[id]["picture"])
-            return self.grain.add(clean, id) if role == GRAINY else clean
+            return self.grain.add(clean, id) if self.grain else clean
         return read_png(self.frames.path(id, self.settings.layer))
 
     def label(self, id: str, role: str, target: int = 0) -> np.ndarray:

@@ -120,6 +120,19 @@ def test_the_high_level_of_masked_supports_is_there_when_it_is_wanted(bank, keys
     assert len(gather(bank, keys, LAYERS).support[0]) == 3
 
 
+def test_block_maps_are_those_of_the_frames_asked_for(bank, keys):
+    """Not copied side by side, so that their places are lists: one map an episode, and K in each."""
+    torch.manual_seed(0)
+    deep = FeatureBank(build_encoder(ENCODER, Wants(blocks=True)), bank.views, bank.canvas)
+    batch = gather(deep, keys, LAYERS)
+    for v, layer in enumerate(LAYERS):
+        for b, key in enumerate(keys):
+            assert batch.query[v].blocks[b] is deep.held[key.query, layer].blocks
+            assert len(batch.support[v].blocks[b]) == len(key.supports) == 2
+            for maps, id in zip(batch.support[v].blocks[b], key.supports, strict=True):
+                assert maps is deep.held[id, layer].blocks and maps.dim() == 2
+
+
 def test_a_base_map_is_made_once_per_picture(bank, keys):
     torch.manual_seed(0)
     expert = Expert(bank.encoder.channels, (1, 2, 3), 2, ExpertSettings(base_width=16)).eval()
