@@ -106,7 +106,7 @@ def test_a_night_is_scored_shown_and_shares_what_it_can(here):
     shards, loops = here
     night = generalised.fn(TINY)
     rows = night.scores["rows"]
-    assert [row["row"] for row in rows] == ["supports", "hdig", "sabr", "real_masks"]
+    assert [row["row"] for row in rows] == ["supports", "hdig", "sabr", "grain", "real_masks"]
     assert all(0 <= row[name] <= 100 for row in rows for name in ("base", "novel"))
     assert {row["protocol"] for row in night.scores["conventions"]} == {"capl", "diam", "bam"}
     kept = {row["metric"]: row["value"] for row in night.scores["model"] if row["protocol"] == "diam"}
