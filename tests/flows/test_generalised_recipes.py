@@ -33,9 +33,10 @@ def test_a_recipe_holds_together(name):
 def test_the_study_adds_one_thing_at_a_time():
     assert [step.name for step in STEPS] == ["supports", "names", "hdig", "ape", "sabr", "grain", "real_masks"]
     assert all(step.upto in LAST and step.source in ("", *PROPOSERS) for step in STEPS)
-    assert [(step.source, step.upto) for step in STEPS[1:5]] == [
-        ("names", "predict"), ("grammar", "predict"), ("grammar", "ape"), ("grammar", "sabr")]
-    assert [step.truth for step in STEPS] == [False] * 5 + [True]
+    assert [(step.source, step.upto, step.grain) for step in STEPS[1:6]] == [
+        ("names", "predict", False), ("grammar", "predict", False), ("grammar", "ape", False),
+        ("grammar", "sabr", False), ("grammar", "sabr", True)]
+    assert [step.truth for step in STEPS] == [False] * 6 + [True]
 
 
 def test_pictures_are_labelled_as_far_as_a_step_wants():
