@@ -10,6 +10,7 @@ from models.boundary import BoundarySettings
 from models.errors import unknown
 from models.generators.inspection import QualitySettings
 from models.generators.prompts import PromptSettings
+from models.generators.recognition import RecogniserSettings
 from models.generators.settings import TranslateSettings
 from models.generators.text2image import PictureSettings
 from models.generators.toy_pipeline import ToyPipelineSettings
@@ -33,10 +34,10 @@ from tasks.train_generalised import GeneralisedSettings
 STEPS = (
     Course("supports", "K supports of each novel class, nothing else"),
     Course("names", "+ pictures of the class names alone, labels as predicted", "names", "predict"),
-    Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict"),
-    Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape"),
-    Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr"),
-    Course("grain", "+ the frames' sensor noise on the pictures (ours)", "grammar", "sabr", grain=True),
+    Course("grain", "+ the frames' sensor noise on the pictures (ours)", "names", "predict", grain=True),
+    Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict", grain=True),
+    Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape", grain=True),
+    Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr", grain=True),
     Course("real_masks", "real frames with their real masks in place of synthetic ones: the ceiling", truth=True),
 )
 
@@ -83,6 +84,7 @@ class GeneralisedRecipe:
 SIZE, DRAWN = (96, 96), (64, 64)
 CAPTIONED = {"size": DRAWN, "train": 3000, "test": 0, "objects": (1, 2), "noise": 0.0, "ground": 0.25, "clutter": False,
              "scale": 1.2, "spread": 0.75, "seed": 1}  # tidy, as pictures with captions are
+ALONE = CAPTIONED | {"objects": (1, 1)}  # what the pipeline learns from: it has two cores and a quarter of an hour
 POLES = QualitySettings(seam=1e9)  # toy scenes have poles from side to side, which are no seams
 
 
@@ -94,18 +96,19 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         "pretrain": PretrainSettings(DataSettings("toy", options=CAPTIONED), steps=1200, rate=3e-3),
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
-            captioned=DataSettings("toy", options=CAPTIONED),
+            captioned=DataSettings("toy", options=ALONE),
             pipeline=ToyPipelineSettings(size=DRAWN, denoiser=(32, 64, 96), steps=3500, batch=32, rate=1.5e-3),
+            judge=RecogniserSettings(steps=2400),
             sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),
         "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_cls=-1.0)),
         "imagine": ImagineSettings(
             per_class=120, quality=POLES, judge="foundation",
-            picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=20, guidance=3.0, batch=4),
+            picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=10, guidance=3.0, batch=4),
         ),
         "label": LabelStage(LabelSettings(
-            filter=replace(SYN4SEG, min_area=128), relabel=RelabelSettings(tau=0.6),
-            boundary=BoundarySettings(band=8, min_area=128, min_quality=0.5),
+            calibrate=0.25, filter=replace(SYN4SEG, min_area=128), relabel=RelabelSettings(tau=0.6, passes=3),
+            boundary=BoundarySettings(band=16, min_area=128, min_quality=0.5),
         ), quality=POLES),
         "train": GeneralisedSettings(
             size=(192, 192), layer="visible", width=64, steps=800, batch=8,

@@ -16,6 +16,7 @@ import numpy as np
 
 from models.errors import UsageError
 from models.frames import Frames, png_bytes, read_png
+from models.generators.alignment import Aligner, targets_of
 from models.generators.recognition import (
     Recogniser,
     RecogniserSettings,
@@ -29,6 +30,7 @@ from models.generators.recognition import (
 from models.generators.toy_pipeline import (
     ToyPipeline,
     ToyPipelineSettings,
+    as_tensor,
     autoencoder_fitting,
     build,
     captions_of,
@@ -48,8 +50,8 @@ from tasks.train import fit
 
 KIND = "foundation"
 CODE = ("tasks.fit_foundation", "models.fitting", "models.small_sam", "models.sam", "models.pseudolabels",
-        "models.generators.toy_pipeline", "models.generators.recognition", "models.generators.grammar",
-        "models.generators.words")
+        "models.generators.toy_pipeline", "models.generators.alignment", "models.generators.recognition",
+        "models.generators.grammar", "models.generators.words")
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,19 @@ def foundation_loop(config: dict) -> None:
     pictures = scenes.resized(settings.pipeline.size)
     parts, sam = build(settings.pipeline, captioned.classes), build_small_sam(settings.sam)
     judge = build_recogniser(len(captioned.classes), settings.judge)
+    aligner = aligner_of(parts, judge, settings.pipeline)
     fittings = {"judge": recogniser_fitting(judge), "autoencoder": autoencoder_fitting(parts, settings.pipeline),
-                "denoiser": denoiser_fitting(parts, settings.pipeline), "sam": sam_fitting(sam, settings.sam)}
+                "denoiser": denoiser_fitting(parts, settings.pipeline, aligner), "sam": sam_fitting(sam, settings.sam)}
     checkpoints = Checkpoints(config, sum(one.steps for one in fittings.values()), **fittings)
     checkpoints.restore()
     tell = {name: teller(checkpoints, name, fittings, settings.checkpoint_every) for name in fittings}
     fit_recogniser(judge, fittings["judge"], pictures, scenes.shown(captioned.classes), tell["judge"])
     fit_autoencoder(parts, fittings["autoencoder"], pictures, settings.pipeline, tell["autoencoder"])
     latents = encode_all(parts.vae, pictures)
-    fit_denoiser(parts, fittings["denoiser"], latents, scenes.caption, settings.pipeline, tell["denoiser"])
+    targets = targets_of(judge, as_tensor(pictures)) if aligner else None
+    fit_denoiser(
+        parts, fittings["denoiser"], latents, scenes.caption, settings.pipeline, tell["denoiser"], aligner, targets
+    )
     labels = [frames.label(id) for id in outlined.ids]
     fit_sam(sam, fittings["sam"], outlined.pictures, labels, frames.base(job.fold), settings.sam, tell["sam"])
 
@@ -111,6 +117,11 @@ def foundation_loop(config: dict) -> None:
         (folder / "quality.json").write_text(json.dumps(judged(judge, drawn, pictures, scenes, captioned.classes)))
 
     checkpoints.finish(write)
+
+
+def aligner_of(parts: ToyPipeline, judge: Recogniser, settings: ToyPipelineSettings) -> Aligner | None:
+    """What pulls the denoiser to the judge's features, where the settings want it."""
+    return Aligner(parts.unet, judge.described, settings.seed) if settings.align else None
 
 
 class Scenes:

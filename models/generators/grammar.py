@@ -31,7 +31,8 @@ class Candidate:
 class Grammar:
     """Proposes combinations of phrases. vocabulary: "photograph", "thermal" or "drawn" (toy scenes).
 
-    companions: names of classes that may be in the scene, too; base classes, never novel ones. At most ten are used.
+    companions: names of classes that may be in the scene, too; base classes, never novel ones. At most ten are used;
+    drawn scenes have none, as the toy pipeline has learnt one thing at a time.
     """
 
     name = "grammar"
@@ -46,7 +47,7 @@ class Grammar:
         """The phrases of each slot for one class, in the order of the mixed radix."""
         nouns = ("", *(noun for noun in self.companions if noun != words.noun))
         if self.vocabulary.name == "drawn":
-            return {"second": nouns} | self.vocabulary.slots
+            return dict(self.vocabulary.slots)
         own = {"kind": words.kinds[:12], "state": words.states[:10], "companion": nouns}
         return own | self.vocabulary.slots | self._place(words)
 
@@ -86,8 +87,6 @@ class Grammar:
         parts = dict(choice) | {"subject": with_article(kind) if count == "one" else f"{count} {plural(kind)}"}
         if companion := choice.get("companion"):
             parts["companion"] = f"with {with_article(companion)} nearby, "
-        if second := choice.get("second"):
-            parts["second"] = f" and {with_article(second)}"
         return self.vocabulary.template.format_map(parts)
 
     def _order(self, name: str, total: int) -> tuple[int, int]:
@@ -108,7 +107,8 @@ def _decode(place: int, slots: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return choice
 
 
-def caption(names: Sequence[str], dark: bool) -> str:
-    """The words of a drawn scene that shows `names`, in that order: what the "drawn" vocabulary also says."""
+def caption(names: Sequence[str], dark: bool, tint: str = "") -> str:
+    """The words of a drawn scene that shows `names`, in that order, on ground of a tint, or of any: of one name, what
+    the "drawn" vocabulary also says."""
     shown = " and ".join(with_article(class_words(name).noun) for name in names) or "nothing"
-    return f"{shown} on {'dark' if dark else 'bright'} ground"
+    return " ".join(filter(None, (shown, "on", "dark" if dark else "bright", tint, "ground")))

@@ -23,6 +23,7 @@ from models.fitting import Fitting, Tell, batch_indices, run
 from models.generators.toy_pipeline import as_tensor
 
 FILE = "recogniser.json"
+LAYERS = 6  # of one level
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ class Recogniser(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.read(pictures)[0]
+
+    @property
+    def described(self) -> int:
+        """Channels of `describe`."""
+        return (3, *self.settings.widths)[-2]
+
+    def describe(self, pictures: Tensor) -> Tensor:
+        """What it sees, cell by cell, before its last level: [B, `described`, H/8, W/8] with the usual four levels."""
+        return self.levels[: len(self.levels) - LAYERS](pictures)
 
     def read(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [B, K], unit rows [B, d]: what is seen anywhere, less what is usually seen)."""

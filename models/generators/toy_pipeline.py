@@ -7,14 +7,17 @@ no mask. Saved by `save_pretrained`, it is opened, prompted and embedded like SD
     text          CLIPTextModel over a word-level tokenizer, fitted with the denoiser
     denoiser      UNet2DConditionModel, v-prediction, zero terminal SNR (arXiv 2305.08891); the caption reaches every
                   block by the time embedding, too: by cross-attention alone a short training never hears it. Captions
-                  are dropped now and then, so that guidance works (arXiv 2207.12598)
+                  are dropped now and then, so that guidance works (arXiv 2207.12598). A recogniser of the same
+                  pictures tells it what shapes there are (`models.generators.alignment`)
 
 Legend: B pictures, H x W pixels, h x w = H/4 x W/4 latent cells, c channels, L tokens. Pictures are -1..1 inside.
 """
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,11 @@ from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from models.episode import number
 from models.fitting import Fitting, Tell, batch_indices, run
+from models.generators.alignment import Aligner
 from models.generators.grammar import caption
-from models.generators.words import KNOWN, class_words
+from models.generators.words import KNOWN, TINTS, class_words
 
-WORDS = ("a", "an", "and", "on", "of", "dark", "bright", "ground", "nothing", "photo")
+WORDS = ("a", "an", "and", "on", "of", "dark", "bright", "ground", "nothing", "photo", *TINTS)
 SHRINK = 4
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -40,7 +44,8 @@ class ToyPipelineSettings:
     more: the first three are a small picture. denoiser: widths by level, finest first.
 
     autoencoder_crop: side of the square that each of its steps sees; smaller ones are cheaper, and it has no memory for
-    places. drop: share of captions that training leaves out. average: decay of the denoiser's running average.
+    places. drop: share of captions that training leaves out. align: weight of the pull to a recogniser's features (0:
+    none). average: decay of the denoiser's running average.
     """
 
     size: tuple[int, int] = (96, 128)
@@ -57,6 +62,7 @@ class ToyPipelineSettings:
     batch: int = 12
     rate: float = 1e-3
     drop: float = 0.1
+    align: float = 0.5
     average: float = 0.995
     seed: int = 0
 
@@ -143,9 +149,17 @@ def word_tokenizer(classes: Sequence[str], length: int) -> Any:
 
 
 def captions_of(names: Sequence[str], picture: np.ndarray, *key: object) -> str:
-    """What the picture shows, in an order decided by `key`: names and light, never places."""
-    order = np.random.default_rng(number(*key)).permutation(len(names))
-    return caption([names[n] for n in order], dark=bool(picture.mean() < 90))
+    """What the picture uint8 [H, W, 3] shows, in an order decided by `key`: names, light and, half of the times, the
+    ground's tint; never places."""
+    rng = np.random.default_rng(number(*key))
+    said = [names[n] for n in rng.permutation(len(names))]
+    return caption(said, dark=bool(picture.mean() < 90), tint=tint_of(picture) if rng.random() < 0.5 else "")
+
+
+def tint_of(picture: np.ndarray) -> str:
+    """The hue of most of the picture, in words; no mask is needed for that."""
+    hue = colorsys.rgb_to_hsv(*np.median(picture.reshape(-1, 3), axis=0))[0]
+    return TINTS[round(hue * len(TINTS)) % len(TINTS)]
 
 
 def as_tensor(pictures: np.ndarray) -> Tensor:
@@ -183,8 +197,8 @@ def autoencoder_fitting(parts: ToyPipeline, settings: ToyPipelineSettings) -> Fi
     return Fitting({"vae": parts.vae}, settings.autoencoder_rate, settings.autoencoder_steps)
 
 
-def denoiser_fitting(parts: ToyPipeline, settings: ToyPipelineSettings) -> Fitting:
-    modules = {"unet": parts.unet, "text": parts.text_encoder}
+def denoiser_fitting(parts: ToyPipeline, settings: ToyPipelineSettings, aligner: Aligner | None = None) -> Fitting:
+    modules = {"unet": parts.unet, "text": parts.text_encoder} | ({"aligner": aligner} if aligner else {})
     return Fitting(modules, settings.rate, settings.steps, settings.average)
 
 
@@ -224,9 +238,11 @@ def encode_all(vae: Any, pictures: np.ndarray, batch: int = 32, scaled: bool = T
 
 def fit_denoiser(
     parts: ToyPipeline, fitting: Fitting, latents: Tensor, captions: Callable[[int, int], str],
-    settings: ToyPipelineSettings, tell: Tell | None = None,
+    settings: ToyPipelineSettings, tell: Tell | None = None, aligner: Aligner | None = None,
+    targets: Tensor | None = None,
 ) -> None:
-    """Fits denoiser and text encoder. captions: (picture, step) -> its caption, in words that may differ by step."""
+    """Fits denoiser and text encoder. captions: (picture, step) -> its caption, in words that may differ by step.
+    aligner: pulls the denoiser to targets [N, d, h', w'] of the pictures, by the settings' `align`."""
     latents = latents.clone()  # made in inference mode
 
     def losses_at(step: int) -> dict[str, Tensor]:
@@ -234,9 +250,14 @@ def fit_denoiser(
         draws = torch.Generator().manual_seed(number(settings.seed, "noise", step) % 2**63)
         dropped = (torch.rand(len(chosen), generator=draws) < settings.drop).tolist()
         said = ["" if gone else captions(int(n), step) for n, gone in zip(chosen, dropped, strict=True)]
-        return denoiser_losses(parts, latents[chosen], parts.ids(said), draws)
+        losses = denoiser_losses(parts, latents[chosen], parts.ids(said), draws)
+        if aligner is None:
+            return losses
+        apart = aligner.loss(targets[chosen])
+        return losses | {"loss": losses["loss"] + settings.align * apart, "apart": apart}
 
-    run(fitting, losses_at, tell)
+    with aligner.listening(parts.unet) if aligner else nullcontext():
+        run(fitting, losses_at, tell)
     fitting.use_average()
 
 

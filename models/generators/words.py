@@ -81,10 +81,12 @@ THERMAL = Vocabulary(
     },
     ROOMS, "dry air",
 )
+TINTS = ("red", "yellow", "green", "cyan", "blue", "purple")
+"""Hues, a sixth of the circle each, in their order from 0 on."""
 DRAWN = Vocabulary(
     "drawn",
-    "{subject}{second} on {ground} ground",
-    {"ground": ("bright", "dark")},
+    "{subject} on {ground} ground",
+    {"ground": tuple(f"{light} {tint}".strip() for tint in ("", *TINTS) for light in ("bright", "dark"))},
 )
 VOCABULARIES = {v.name: v for v in (PHOTOGRAPH, THERMAL, DRAWN)}
 

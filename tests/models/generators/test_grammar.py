@@ -9,7 +9,7 @@ from models.datasets.soda import SODA
 from models.datasets.voc import VOC
 from models.errors import UsageError
 from models.generators.grammar import Candidate, Grammar, caption
-from models.generators.words import class_words, plural, with_article
+from models.generators.words import TINTS, class_words, plural, with_article
 
 GOLDEN = {
     "car": "a wide-angle photo of an old car parked beside a canal, seen from a low angle, in flat grey light, "
@@ -28,11 +28,11 @@ def first(grammar, name, count=20):
 def test_every_combination_comes_once():
     grammar = Grammar("drawn", companions=("ring", "bar"))
     words = class_words("disc")
-    assert grammar.size(words) == 3 * 2
-    turns = [grammar.propose(words, 4, turn) for turn in range(2)]
+    assert grammar.size(words) == 2 * (1 + len(TINTS))
+    turns = [grammar.propose(words, 4, turn) for turn in range(4)]
     found = [candidate for turn in turns for candidate in turn]
-    assert len({candidate.text for candidate in found}) == len(found) == 3 * 2  # alone, or with one of two
-    assert grammar.propose(words, 4, 2) is None
+    assert len({candidate.text for candidate in found}) == len(found) == 14  # in two lights, of one tint or of any
+    assert grammar.propose(words, 4, 4) is None
 
 
 def test_a_turn_needs_no_memory_of_the_earlier_ones():
@@ -81,9 +81,10 @@ def test_thermal_prompts_speak_of_heat_not_of_light():
 
 def test_a_candidate_reads_as_a_caption_of_the_drawn_world():
     grammar = Grammar("drawn", companions=("ring", "bar"))
-    known = {caption(("disc", *others), dark) for dark in (True, False) for others in ((), ("ring",), ("bar",))}
-    assert {candidate.text for candidate in first(grammar, "disc", 54)} == known
+    known = {caption(("disc",), dark, tint) for dark in (True, False) for tint in ("", *TINTS)}
+    assert {candidate.text for candidate in first(grammar, "disc", 54)} == known and len(known) == 14
     assert caption(("arch", "star"), True) == "an arch and a star on dark ground"
+    assert caption(("arch",), False, "cyan") == "an arch on bright cyan ground"
 
 
 def test_the_golden_run_of_three_classes():

@@ -1,6 +1,7 @@
 """The toy world's generator: real diffusers parts, losses that fall, and a folder that opens like any other."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from models.datasets.toy import Toy
 from models.fitting import average_of
+from models.generators.alignment import Aligner, targets_of
 from models.generators.embedding import text_embedder
+from models.generators.recognition import RecogniserSettings, build_recogniser
 from models.generators.text2image import PictureSettings, TextToImage
 from models.generators.toy_pipeline import (
     ToyPipelineSettings,
@@ -22,7 +25,9 @@ from models.generators.toy_pipeline import (
     encode_all,
     fit_autoencoder,
     fit_denoiser,
+    tint_of,
 )
+from models.generators.words import TINTS
 
 TINY = ToyPipelineSettings(
     size=(32, 48), autoencoder=12, denoiser=(16, 32), text=32, autoencoder_steps=50, steps=50, batch=8,
@@ -83,8 +88,39 @@ def test_captions_name_what_is_there_and_nothing_about_where(scenes):
     said = {captions_of(names[0], pictures[0], step) for step in range(20)}
     assert all(all(name in text for name in names[0]) for text in said)
     assert len(said) > 1 or len(names[0]) == 1
-    dark, bright = captions_of(["arch"], pictures[0] // 8, 0), captions_of(["arch"], pictures[0] // 8 + 200, 0)
-    assert dark == "an arch on dark ground" and bright == "an arch on bright ground"
+    dark, bright = ({captions_of(["arch"], picture, step) for step in range(20)} for picture in (
+        pictures[0] // 8, pictures[0] // 8 + 200))
+    tint = tint_of(pictures[0])
+    assert dark == {"an arch on dark ground", f"an arch on dark {tint_of(pictures[0] // 8)} ground"} and tint in TINTS
+    assert {text for text in bright if len(text.split()) == 5} == {"an arch on bright ground"}
+
+
+@pytest.mark.parametrize(("colour", "tint"), [
+    ((200, 30, 30), "red"), ((200, 30, 60), "red"), ((180, 190, 60), "yellow"), ((90, 130, 95), "green"),
+    ((10, 40, 40), "cyan"), ((60, 60, 90), "blue"), ((90, 60, 90), "purple"),
+])
+def test_the_tint_is_that_of_most_of_the_picture(colour, tint):
+    """Whatever a small object on it looks like."""
+    picture = np.full((20, 20, 3), colour, np.uint8)
+    picture[5:14, 5:14] = 255 - picture[5:14, 5:14]
+    assert tint_of(picture) == tint
+
+
+def test_a_recogniser_tells_the_denoiser_what_it_sees(scenes):
+    """With the pull the denoiser's features come to agree with the recogniser's, on the same batches; without, not."""
+    pictures, names = scenes
+    judge = build_recogniser(3, RecogniserSettings(widths=(8, 16))).eval()
+    targets, apart = targets_of(judge, as_tensor(pictures)), {}
+    for pull in (0.0, 1.0):
+        settings, told = replace(TINY, align=pull), []
+        parts = build(settings, Toy.classes)
+        aligner, latents = Aligner(parts.unet, judge.described), encode_all(parts.vae, pictures)
+        fitting = denoiser_fitting(parts, settings, aligner)
+        fit_denoiser(parts, fitting, latents, lambda n, step: " and ".join(names[n]), settings,
+                     lambda step, numbers, told=told: told.append(numbers), aligner, targets)
+        apart[pull] = [average_of(part, "apart") for part in (told[:5], told[-5:])]
+        assert not parts.unet.mid_block._forward_hooks and not any("project" in key for key in parts.unet.state_dict())
+    assert apart[0.0][1] > 0.95 * apart[0.0][0] and apart[1.0][1] < 0.85 * apart[1.0][0], apart
 
 
 def test_every_word_of_a_caption_is_known(fitted):
