@@ -101,7 +101,8 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
             judge=RecogniserSettings(steps=2400),
             sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),
-        "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_cls=-1.0)),
+        # A text encoder that is fitted with the denoiser puts all captions nearly in one direction: none is too near.
+        "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_div=1.01, lam_cls=-1.0)),
         "imagine": ImagineSettings(
             per_class=120, quality=POLES, judge="foundation",
             picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=10, guidance=3.0, batch=4),
