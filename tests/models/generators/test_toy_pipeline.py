@@ -100,9 +100,10 @@ def test_captions_name_what_is_there_and_nothing_about_where(scenes):
     ((10, 40, 40), "cyan"), ((60, 60, 90), "blue"), ((90, 60, 90), "purple"),
 ])
 def test_the_tint_is_that_of_most_of_the_picture(colour, tint):
-    """Whatever a small object on it looks like."""
+    """Whatever a vivid object on a third of it looks like."""
     picture = np.full((20, 20, 3), colour, np.uint8)
-    picture[5:14, 5:14] = 255 - picture[5:14, 5:14]
+    vivid = np.roll(np.array(colour) - min(colour), 1)
+    picture[4:16, 4:16] = 255 * vivid // vivid.max()
     assert tint_of(picture) == tint
 
 
