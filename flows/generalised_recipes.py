@@ -97,12 +97,12 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
             captioned=DataSettings("toy", options=ALONE),
-            pipeline=ToyPipelineSettings(size=DRAWN, denoiser=(32, 64, 96), steps=3500, batch=32, rate=1.5e-3),
-            judge=RecogniserSettings(steps=2400),
+            pipeline=ToyPipelineSettings(size=DRAWN, denoiser=(32, 64, 96), steps=3000, batch=32, rate=1.5e-3),
+            judge=RecogniserSettings(steps=1600),
             sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),
-        # A text encoder that is fitted with the denoiser puts all captions nearly in one direction: none is too near.
-        "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_div=1.01, lam_cls=-1.0)),
+        # The text encoder never saw "a photo of": how near a caption is to that says nothing.
+        "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_div=0.95, lam_cls=-1.0)),
         "imagine": ImagineSettings(
             per_class=120, quality=POLES, judge="foundation",
             picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=10, guidance=3.0, batch=4),

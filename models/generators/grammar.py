@@ -45,9 +45,9 @@ class Grammar:
 
     def slots(self, words: ClassWords) -> dict[str, tuple[str, ...]]:
         """The phrases of each slot for one class, in the order of the mixed radix."""
-        nouns = ("", *(noun for noun in self.companions if noun != words.noun))
         if self.vocabulary.name == "drawn":
             return dict(self.vocabulary.slots)
+        nouns = ("", *(noun for noun in self.companions if noun != words.noun))
         own = {"kind": words.kinds[:12], "state": words.states[:10], "companion": nouns}
         return own | self.vocabulary.slots | self._place(words)
 

@@ -35,7 +35,7 @@ from models.generators.words import KNOWN, TINTS, class_words
 
 WORDS = ("a", "an", "and", "on", "of", "dark", "bright", "ground", "nothing", "photo", *TINTS)
 SHRINK = 4
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+SPECIAL = ("<pad>", "<s>", "<unk>", "</s>")  # an end of id 2 means old configs to CLIPTextModel: it pools elsewhere
 
 
 @dataclass(frozen=True)

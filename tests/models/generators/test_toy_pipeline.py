@@ -144,8 +144,8 @@ def test_the_saved_folder_is_opened_prompted_and_embedded_like_any_pipeline(fitt
     assert all(one.picture.shape == (32, 48, 3) for one in drawn)
     again = TextToImage(parts.pipeline(), settings).draw(["a disc on dark ground"], [1])[0].picture
     assert np.abs(again.astype(int) - drawn[0].picture.astype(int)).max() <= 1
-    rows = text_embedder(opened.pipeline)(["a disc on dark ground", "a star on dark ground"])
-    assert rows.shape == (2, 32) and rows[0] @ rows[1] < 0.999
+    rows = text_embedder(opened.pipeline)(["a disc on dark ground", "a star on dark ground", "a disc on bright ground"])
+    assert rows.shape == (3, 32) and (rows @ rows.T)[np.triu_indices(3, 1)].max() < 0.999, "all words count"
 
 
 def test_the_caption_reaches_the_denoiser(fitted):
