@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from models.errors import UsageError
 from models.frames import Frames, png_bytes, read_png
 from models.generators.alignment import Aligner, targets_of
+from models.generators.captions import Look, caption_of, look_of
 from models.generators.recognition import (
     Recogniser,
     RecogniserSettings,
@@ -33,7 +35,6 @@ from models.generators.toy_pipeline import (
     as_tensor,
     autoencoder_fitting,
     build,
-    captions_of,
     denoiser_fitting,
     encode_all,
     fit_autoencoder,
@@ -51,7 +52,7 @@ from tasks.train import fit
 KIND = "foundation"
 CODE = ("tasks.fit_foundation", "models.fitting", "models.small_sam", "models.sam", "models.pseudolabels",
         "models.generators.toy_pipeline", "models.generators.alignment", "models.generators.recognition",
-        "models.generators.grammar", "models.generators.words")
+        "models.generators.captions", "models.generators.grammar", "models.generators.words")
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ class Scenes:
         self.pictures = [read_png(frames.path(id, layer)) for id in self.ids]
         self.names = [[frames.class_name(k) for k in sorted(frames.pixels(id))] for id in self.ids]
 
+    @cached_property
+    def looks(self) -> list[Look]:
+        return [look_of(picture) for picture in self.pictures]
+
     def resized(self, size: tuple[int, int]) -> np.ndarray:
         """All pictures as one array uint8 [N, H, W, 3]."""
         return np.stack([resized(picture, size) for picture in self.pictures])
@@ -143,7 +148,7 @@ class Scenes:
         return np.array([[name in here for name in classes] for here in self.names])
 
     def caption(self, n: int, step: int) -> str:
-        return captions_of(self.names[n], self.pictures[n], self.ids[n], step)
+        return caption_of(self.names[n], self.looks[n], self.ids[n], step)
 
 
 def draw_each(parts: ToyPipeline, classes: Sequence[str], settings: FoundationSettings) -> list[list[np.ndarray]]:

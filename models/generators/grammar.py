@@ -82,7 +82,7 @@ class Grammar:
 
     def text(self, words: ClassWords, choice: dict[str, str]) -> str:
         """The sentence of one combination."""
-        kind = choice.get("kind", words.noun)
+        kind = f"{choice.get('tint', '')} {choice.get('kind', words.noun)}".strip()
         count = choice.get("count", "one")
         parts = dict(choice) | {"subject": with_article(kind) if count == "one" else f"{count} {plural(kind)}"}
         if companion := choice.get("companion"):
@@ -107,8 +107,12 @@ def _decode(place: int, slots: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return choice
 
 
-def caption(names: Sequence[str], dark: bool, tint: str = "") -> str:
-    """The words of a drawn scene that shows `names`, in that order, on ground of a tint, or of any: of one name, what
-    the "drawn" vocabulary also says."""
-    shown = " and ".join(with_article(class_words(name).noun) for name in names) or "nothing"
-    return " ".join(filter(None, (shown, "on", "dark" if dark else "bright", tint, "ground")))
+def caption(names: Sequence[str], dark: bool, ground: str = "", thing: str = "") -> str:
+    """The words of a drawn scene that shows `names`, in that order; the tints of its ground and of the things may be
+    told. Of one name, what the "drawn" vocabulary also says."""
+    shown = " and ".join(_tinted(class_words(name).noun, thing) for name in names) or "nothing"
+    return " ".join(filter(None, (shown, "on", "dark" if dark else "bright", ground, "ground")))
+
+
+def _tinted(noun: str, tint: str) -> str:
+    return with_article(f"{tint} {noun}".strip())

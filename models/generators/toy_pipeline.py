@@ -15,7 +15,6 @@ Legend: B pictures, H x W pixels, h x w = H/4 x W/4 latent cells, c channels, L 
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 from models.episode import number
 from models.fitting import Fitting, Tell, batch_indices, run
 from models.generators.alignment import Aligner
-from models.generators.grammar import caption
+from models.generators.captions import caption_of, look_of
 from models.generators.words import KNOWN, TINTS, class_words
 
 WORDS = ("a", "an", "and", "on", "of", "dark", "bright", "ground", "nothing", "photo", *TINTS)
@@ -148,20 +147,6 @@ def word_tokenizer(classes: Sequence[str], length: int) -> Any:
 # ---- what it learns from
 
 
-def captions_of(names: Sequence[str], picture: np.ndarray, *key: object) -> str:
-    """What the picture uint8 [H, W, 3] shows, in an order decided by `key`: names, light and, half of the times, the
-    ground's tint; never places."""
-    rng = np.random.default_rng(number(*key))
-    said = [names[n] for n in rng.permutation(len(names))]
-    return caption(said, dark=bool(picture.mean() < 90), tint=tint_of(picture) if rng.random() < 0.5 else "")
-
-
-def tint_of(picture: np.ndarray) -> str:
-    """The hue of most of the picture, in words; no mask is needed for that."""
-    hue = colorsys.rgb_to_hsv(*np.median(picture.reshape(-1, 3), axis=0))[0]
-    return TINTS[round(hue * len(TINTS)) % len(TINTS)]
-
-
 def as_tensor(pictures: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in -1..1."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -270,8 +255,10 @@ def fit(
     fit_autoencoder(parts, autoencoder_fitting(parts, settings), pictures, settings, tell)
     latents = encode_all(parts.vae, pictures)
 
+    looks = [look_of(picture) for picture in pictures]
+
     def captions(n: int, step: int) -> str:
-        return captions_of(names[n], pictures[n], settings.seed, n, step)
+        return caption_of(names[n], looks[n], settings.seed, n, step)
 
     fit_denoiser(parts, denoiser_fitting(parts, settings), latents, captions, settings, tell)
     return parts

@@ -10,6 +10,7 @@ import torch
 from models.datasets.toy import Toy
 from models.fitting import average_of
 from models.generators.alignment import Aligner, targets_of
+from models.generators.captions import caption_of, look_of
 from models.generators.embedding import text_embedder
 from models.generators.recognition import RecogniserSettings, build_recogniser
 from models.generators.text2image import PictureSettings, TextToImage
@@ -18,16 +19,13 @@ from models.generators.toy_pipeline import (
     as_tensor,
     autoencoder_fitting,
     build,
-    captions_of,
     crops,
     denoiser_fitting,
     denoiser_losses,
     encode_all,
     fit_autoencoder,
     fit_denoiser,
-    tint_of,
 )
-from models.generators.words import TINTS
 
 TINY = ToyPipelineSettings(
     size=(32, 48), autoencoder=12, denoiser=(16, 32), text=32, autoencoder_steps=50, steps=50, batch=8,
@@ -53,7 +51,7 @@ def fitted(scenes):
     latents = encode_all(parts.vae, pictures)
 
     def captions(n, step):
-        return captions_of(names[n], pictures[n], step)
+        return caption_of(names[n], look_of(pictures[n]), step)
 
     fit_denoiser(parts, denoiser_fitting(parts, TINY), latents, captions, TINY,
                  lambda step, numbers: told["denoiser"].append(numbers))
@@ -81,30 +79,6 @@ def test_a_crop_is_one_square_of_all_pictures_that_the_key_decides(scenes):
     places = [(y, x) for y in range(17) for x in range(33) if np.array_equal(pictures[:, y : y + 16, x : x + 16], one)]
     assert len(places) == 1
     assert crops(pictures, 40, 0).shape == (12, 32, 40, 3) and np.array_equal(crops(pictures, 99, 0), pictures)
-
-
-def test_captions_name_what_is_there_and_nothing_about_where(scenes):
-    pictures, names = scenes
-    said = {captions_of(names[0], pictures[0], step) for step in range(20)}
-    assert all(all(name in text for name in names[0]) for text in said)
-    assert len(said) > 1 or len(names[0]) == 1
-    dark, bright = ({captions_of(["arch"], picture, step) for step in range(20)} for picture in (
-        pictures[0] // 8, pictures[0] // 8 + 200))
-    tint = tint_of(pictures[0])
-    assert dark == {"an arch on dark ground", f"an arch on dark {tint_of(pictures[0] // 8)} ground"} and tint in TINTS
-    assert {text for text in bright if len(text.split()) == 5} == {"an arch on bright ground"}
-
-
-@pytest.mark.parametrize(("colour", "tint"), [
-    ((200, 30, 30), "red"), ((200, 30, 60), "red"), ((180, 190, 60), "yellow"), ((90, 130, 95), "green"),
-    ((10, 40, 40), "cyan"), ((60, 60, 90), "blue"), ((90, 60, 90), "purple"),
-])
-def test_the_tint_is_that_of_most_of_the_picture(colour, tint):
-    """Whatever a vivid object on a third of it looks like."""
-    picture = np.full((20, 20, 3), colour, np.uint8)
-    vivid = np.roll(np.array(colour) - min(colour), 1)
-    picture[4:16, 4:16] = 255 * vivid // vivid.max()
-    assert tint_of(picture) == tint
 
 
 def test_a_recogniser_tells_the_denoiser_what_it_sees(scenes):
