@@ -20,6 +20,7 @@ from models.episode import EpisodeSettings, class_index, exam, kept_counts, to_r
 from models.errors import BadSample, UsageError
 from models.frames import Frames, layer_name, png_bytes
 from tasks import places
+from tasks.contents import contents
 from tasks.fanout import Compute, fan_out
 from tasks.stage import stage
 from tasks.store import Ref, digest_of
@@ -57,9 +58,8 @@ def prepare(data: DataSettings, compute: Compute) -> Ref:
     items = _first(dataset.items(), data.limit)
     if not items:
         raise UsageError(f"{dataset.name} lists no frames; put some in its folder, or name another root.")
-    root = getattr(dataset, "root", None)
-    rows = [asdict(item) | {"stamp": _stamp(root, item), "unpaired": False} for item in items]
-    rows += _unpaired_rows(data)[: data.limit]
+    rows = _rows(items, getattr(dataset, "root", None), unpaired=False)
+    rows += _unpaired_rows(data)
     settings = replace(data, fold=None, limit=None)  # neither changes what is read from a row
     code = ("tasks.prepare", "models.frames", "models.datasets", type(dataset).__module__)
     return fan_out(Reader, rows, settings, compute, kind="frames", inputs=[], code=code, meta=_info(dataset, data))
@@ -114,11 +114,13 @@ def _first(items: Sequence[Item], limit: int | None) -> list[Item]:
     return [item for split in splits.values() for item in split[:limit]]
 
 
-def _stamp(root: Path | None, item: Item) -> list[list[int] | None]:
-    """What changes when a file of the item changes: size and time of change of each layer; None where there is none."""
-    paths = [root / name if root and name else None for name in (item.infrared, item.visible, item.label)]
-    stats = [path.stat() if path and path.is_file() else None for path in paths]
-    return [[stat.st_size, stat.st_mtime_ns] if stat else None for stat in stats]
+def _rows(items: Sequence[Item], root: Path | None, unpaired: bool) -> list[dict]:
+    """Each item, and which bytes its layers have: None where there is no file."""
+    files = [[root / name if root and name else None for name in (getattr(item, layer) for layer in LAYERS)]
+             for item in items]
+    found = contents(path for layers in files for path in layers if path)
+    return [asdict(item) | {"content": [found.get(path) for path in layers], "unpaired": unpaired}
+            for item, layers in zip(items, files, strict=True)]
 
 
 def _unpaired_rows(data: DataSettings) -> list[dict]:
@@ -129,7 +131,7 @@ def _unpaired_rows(data: DataSettings) -> list[dict]:
     if not names:
         raise UsageError(f"There are no pictures in {root}; put RGB pictures there, or leave unpaired_visible out.")
     items = [Item("unpaired__" + frame_id(stem_of(name)), "visible", visible=name) for name in sorted(names)]
-    return [asdict(item) | {"stamp": _stamp(root, item), "unpaired": True} for item in items]
+    return _rows(items[: data.limit], root, unpaired=True)
 
 
 def _info(dataset: Dataset, data: DataSettings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -116,11 +117,19 @@ def test_folds_and_limits_that_change_nothing_share_the_frames(barn):
 
 def test_a_changed_file_or_option_makes_new_frames(barn):
     first = prepare(BARN, ANY)
-    os.utime(barn / "label" / "a0.png", ns=(1, 1))
+    save(barn / "label" / "a0.png", np.zeros((24, 32), np.uint8))
     second = prepare(BARN, ANY)
     third = prepare(replace(BARN, options={"ignored": ["dog"]}), ANY)
     assert len({first.digest, second.digest, third.digest}) == 3
     assert 2 not in open_frames(third).pixels("a0")
+
+
+def test_the_same_files_make_the_same_frames_however_they_came_here(barn, tmp_path):
+    first = prepare(BARN, ANY)
+    shutil.copytree(barn, tmp_path / "again", copy_function=shutil.copy)  # with times of their own
+    shutil.rmtree(barn)
+    (tmp_path / "again").rename(barn)
+    assert prepare(BARN, ANY) == first
 
 
 def test_a_limit_keeps_the_first_of_each_split(here):
