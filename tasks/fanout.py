@@ -31,7 +31,7 @@ from tasks.stage import note, peak_rss_mb
 from tasks.store import Draft, Ref, Store, digest_of, table_bytes
 
 QUARANTINE = "quarantine.parquet"
-FORWARDED = re.compile(r"(THERMOFUSE|AWS)_")
+FORWARDED = re.compile(r"(THERMOFUSE|AWS|GOMP)_")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ class Adding(Square):
         self.added = int((inputs[0] / "added.txt").read_text())
 
     def result(self, row: dict) -> dict:
-        names = {"home": "THERMOFUSE_HOME", "threads": "OMP_NUM_THREADS", "gpus": "CUDA_VISIBLE_DEVICES"}
+        names = {"home": "THERMOFUSE_HOME", "threads": "OMP_NUM_THREADS", "gpus": "CUDA_VISIBLE_DEVICES",
+                 "spin": "GOMP_SPINCOUNT"}
         found = {name: os.environ.get(variable) for name, variable in names.items()}
         return {"id": row["id"], "sum": row["value"] + self.added, **found}
 
@@ -183,6 +184,7 @@ def test_workers_get_their_inputs_once_and_their_environment(actors, marks, ther
     assert set(frame["home"]) == {str(thermofuse_home)}
     assert set(frame["threads"]) == {"3"}
     assert set(frame["gpus"]) == {""}
+    assert set(frame["spin"]) == {os.environ["GOMP_SPINCOUNT"]}
     assert calls(marks)["constructed"] == 1
 
 
