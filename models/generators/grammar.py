@@ -82,7 +82,7 @@ class Grammar:
 
     def text(self, words: ClassWords, choice: dict[str, str]) -> str:
         """The sentence of one combination."""
-        kind = f"{choice.get('tint', '')} {choice.get('kind', words.noun)}".strip()
+        kind = choice.get("kind", words.noun)
         count = choice.get("count", "one")
         parts = dict(choice) | {"subject": with_article(kind) if count == "one" else f"{count} {plural(kind)}"}
         if companion := choice.get("companion"):
@@ -109,7 +109,8 @@ def _decode(place: int, slots: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 def caption(names: Sequence[str], dark: bool, ground: str = "", thing: str = "") -> str:
     """The words of a drawn scene that shows `names`, in that order; the tints of its ground and of the things may be
-    told. Of one name, what the "drawn" vocabulary also says."""
+    told. Of one name, what the "drawn" vocabulary also says, but for the thing's tint: the pipeline knows what colours
+    a class has. Asked for any colour, it draws what the judge turns down and SAM does not find."""
     shown = " and ".join(_tinted(class_words(name).noun, thing) for name in names) or "nothing"
     return " ".join(filter(None, (shown, "on", "dark" if dark else "bright", ground, "ground")))
 

@@ -28,8 +28,8 @@ class ClassWords:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Slots in order, each with its phrases, and the template that they fill; {subject} is built from count, tint, kind
-    and noun. `indoor` names the scenes under a roof; an outdoor class does not go there, and neither does weather."""
+    """Slots in order, each with its phrases, and the template that they fill; {subject} is built from count, kind and
+    noun. `indoor` names the scenes under a roof; an outdoor class does not go there, and neither does weather."""
 
     name: str
     template: str
@@ -86,8 +86,7 @@ TINTS = ("red", "yellow", "green", "cyan", "blue", "purple")
 DRAWN = Vocabulary(
     "drawn",
     "{subject} on {ground} ground",
-    {"tint": ("", *TINTS),
-     "ground": tuple(f"{light} {tint}".strip() for tint in ("", *TINTS) for light in ("bright", "dark"))},
+    {"ground": tuple(f"{light} {tint}".strip() for tint in ("", *TINTS) for light in ("bright", "dark"))},
 )
 VOCABULARIES = {v.name: v for v in (PHOTOGRAPH, THERMAL, DRAWN)}
 

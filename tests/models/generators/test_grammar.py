@@ -1,7 +1,6 @@
 """The grammar walks all combinations once, the same way every time, and says plausible things."""
 
 import re
-from itertools import product
 
 import pytest
 
@@ -29,11 +28,11 @@ def first(grammar, name, count=20):
 def test_every_combination_comes_once():
     grammar = Grammar("drawn", companions=("ring", "bar"))
     words = class_words("disc")
-    assert grammar.size(words) == 2 * (1 + len(TINTS)) ** 2
-    turns = [grammar.propose(words, 20, turn) for turn in range(5)]
+    assert grammar.size(words) == 2 * (1 + len(TINTS))
+    turns = [grammar.propose(words, 4, turn) for turn in range(4)]
     found = [candidate for turn in turns for candidate in turn]
-    assert len({candidate.text for candidate in found}) == len(found) == 98  # in two lights, each of a tint or of any
-    assert grammar.propose(words, 20, 5) is None
+    assert len({candidate.text for candidate in found}) == len(found) == 14  # in two lights, of one tint or of any
+    assert grammar.propose(words, 4, 4) is None
 
 
 def test_a_turn_needs_no_memory_of_the_earlier_ones():
@@ -82,8 +81,8 @@ def test_thermal_prompts_speak_of_heat_not_of_light():
 
 def test_a_candidate_reads_as_a_caption_of_the_drawn_world():
     grammar = Grammar("drawn", companions=("ring", "bar"))
-    known = {caption(("disc",), dark, *tints) for dark in (True, False) for tints in product(("", *TINTS), repeat=2)}
-    assert {candidate.text for candidate in first(grammar, "disc", 98)} == known and len(known) == 98
+    known = {caption(("disc",), dark, tint) for dark in (True, False) for tint in ("", *TINTS)}
+    assert {candidate.text for candidate in first(grammar, "disc", 54)} == known and len(known) == 14
     assert caption(("arch", "star"), True) == "an arch and a star on dark ground"
     assert caption(("arch",), False, "cyan") == "an arch on bright cyan ground"
     assert caption(("arch",), False, "", "red") == "a red arch on bright ground"
