@@ -64,7 +64,6 @@ def _quiet() -> dict[str, str]:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "GOMP_SPINCOUNT": "1000",  # threads that wait for each other soon sleep: other work may need their cores
     }
 
 
