@@ -19,6 +19,7 @@ from models.errors import UsageError
 from tasks import places
 
 FILE = "contents.db"
+TABLE = "CREATE TABLE IF NOT EXISTS contents (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, sha256 TEXT)"
 RACY_NS = 2_000_000_000  # a file as young as this may change again within the clock's grain; it is not remembered
 READERS = min(8, os.cpu_count() or 1)  # hashing lets other threads run
 
@@ -61,11 +62,13 @@ def _hashed(path: Path) -> str:
 def _memory() -> Iterator[sqlite3.Connection]:
     """What is remembered in `places.home()`: one row a path. Several processes may write."""
     places.make_home()
-    with closing(sqlite3.connect(places.home() / FILE, timeout=60)) as memory, memory:
-        memory.execute(
-            "CREATE TABLE IF NOT EXISTS contents (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, sha256 TEXT)"
-        )
-        yield memory
+    file = places.home() / FILE
+    try:
+        with closing(sqlite3.connect(file, timeout=60)) as memory, memory:
+            memory.execute(TABLE)
+            yield memory
+    except sqlite3.Error as error:
+        raise UsageError(f"Cannot use {file} ({error}); remove it, nothing but time is lost.") from error
 
 
 def _recall(memory: sqlite3.Connection, stamps: Iterable[Stamp]) -> dict[Stamp, str]:

@@ -29,7 +29,6 @@ from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 from models.episode import number
 from models.fitting import Fitting, Tell, batch_indices, run
 from models.generators.alignment import Aligner
-from models.generators.captions import caption_of, look_of
 from models.generators.words import KNOWN, TINTS, class_words
 
 WORDS = ("a", "an", "and", "on", "of", "dark", "bright", "ground", "nothing", "photo", *TINTS)
@@ -244,21 +243,3 @@ def fit_denoiser(
     with aligner.listening(parts.unet) if aligner else nullcontext():
         run(fitting, losses_at, tell)
     fitting.use_average()
-
-
-def fit(
-    pictures: np.ndarray, names: Sequence[Sequence[str]], classes: Sequence[str], settings: ToyPipelineSettings,
-    tell: Tell | None = None,
-) -> ToyPipeline:
-    """All of it, from pictures uint8 [N, H, W, 3] and the class names that each shows."""
-    parts = build(settings, classes)
-    fit_autoencoder(parts, autoencoder_fitting(parts, settings), pictures, settings, tell)
-    latents = encode_all(parts.vae, pictures)
-
-    looks = [look_of(picture) for picture in pictures]
-
-    def captions(n: int, step: int) -> str:
-        return caption_of(names[n], looks[n], settings.seed, n, step)
-
-    fit_denoiser(parts, denoiser_fitting(parts, settings), latents, captions, settings, tell)
-    return parts

@@ -91,3 +91,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, thermofuse_home, monkeypa
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UsageError, match=r"a\.png \(Permission denied\)"):
         contents([file])
+
+
+def test_a_broken_memory_is_named(tmp_path, thermofuse_home):
+    file, broken = written(tmp_path / "a.png", b"frame"), thermofuse_home / module.FILE
+    written(broken, b"no database, and longer than the header of one" * 9)
+    with pytest.raises(UsageError, match=r"contents\.db \(.*\); remove it"):
+        contents([file])
+    broken.unlink()
+    assert contents([file]) == {file: sha256(b"frame").hexdigest()}
