@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -82,10 +83,14 @@ def curves(panels: Mapping[str, Mapping[str, Iterable[tuple[float, float, float,
 
 
 def _draw_curves(axis: Any, streams: Mapping[str, Iterable[tuple[float, float, float, float]]]) -> None:
+    """Controls are dashed; of the others, later ones are thinner, so that curves which coincide are all seen."""
+    learnt = [stream for stream in streams if not stream.startswith("prototype")]
+    widths = dict(zip(reversed(learnt), np.linspace(1.5, 3.8, len(learnt)), strict=True))
     for stream, points in streams.items():
         x, value, low, high = zip(*sorted(points), strict=True)
-        colour = STREAM_COLOURS.get(stream, INK)
-        axis.plot(x, value, "o-", color=colour, markersize=3.5, label=STREAM_TITLES.get(stream, stream))
+        width, colour = widths.get(stream, 1.2), STREAM_COLOURS.get(stream, INK)
+        look = {"color": colour, "linewidth": width, "linestyle": "-" if stream in widths else "--"}
+        axis.plot(x, value, marker="o", markersize=2 + width, **look, label=STREAM_TITLES.get(stream, stream))
         axis.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
         axis.set_xticks(x)
     axis.tick_params(axis="y", colors=INK, labelsize=8)

@@ -52,6 +52,13 @@ def test_curves_have_a_panel_per_title_and_rise_in_x():
     assert png(figure).startswith(b"\x89PNG")
 
 
+def test_curves_that_coincide_are_both_seen_and_controls_are_dashed():
+    figure = curves({"noise": {"prototype": CURVE, "infrared": CURVE, "fusion": CURVE}}, "severity")
+    control, below, above = figure.axes[0].lines
+    assert below.get_linewidth() > above.get_linewidth() and below.get_zorder() <= above.get_zorder()
+    assert [line.get_linestyle() for line in (control, below, above)] == ["--", "-", "-"]
+
+
 def test_four_panels_leave_two_places_empty():
     figure = curves({name: {"fusion": CURVE} for name in "abcd"}, "share")
     assert [axis.axison for axis in figure.axes] == [True] * 4 + [False] * 2
