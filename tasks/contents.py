@@ -67,8 +67,11 @@ def _memory() -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(file, timeout=60)) as memory, memory:
             memory.execute(TABLE)
             yield memory
-    except sqlite3.Error as error:
-        raise UsageError(f"Cannot use {file} ({error}); remove it, nothing but time is lost.") from error
+    except sqlite3.OperationalError as error:
+        reason = f"Cannot use {file} ({error}); see that its disk has room and that nothing holds it, then run again."
+        raise UsageError(reason) from error
+    except sqlite3.DatabaseError as error:
+        raise UsageError(f"{file} is broken ({error}); remove it, nothing but time is lost.") from error
 
 
 def _recall(memory: sqlite3.Connection, stamps: Iterable[Stamp]) -> dict[Stamp, str]:

@@ -1,8 +1,10 @@
 """Files are known by their bytes, wherever they lie and whenever they were written, and read once while unchanged."""
 
 import os
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -96,7 +98,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, thermofuse_home, monkeypa
 def test_a_broken_memory_is_named(tmp_path, thermofuse_home):
     file, broken = written(tmp_path / "a.png", b"frame"), thermofuse_home / module.FILE
     written(broken, b"no database, and longer than the header of one" * 9)
-    with pytest.raises(UsageError, match=r"contents\.db \(.*\); remove it"):
+    with pytest.raises(UsageError, match=r"contents\.db is broken \(.*\); remove it"):
         contents([file])
     broken.unlink()
     assert contents([file]) == {file: sha256(b"frame").hexdigest()}
+
+
+def test_a_memory_that_is_held_stays(tmp_path, thermofuse_home, monkeypatch):
+    file, connect = written(tmp_path / "a.png", b"frame"), sqlite3.connect
+    found = contents([file])
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.05))
+    with closing(connect(thermofuse_home / module.FILE)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UsageError, match=r"contents\.db \(.*locked\); see that .* nothing holds it, then run again"):
+            contents([file])
+    assert contents([file]) == found

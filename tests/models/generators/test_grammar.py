@@ -82,7 +82,7 @@ def test_thermal_prompts_speak_of_heat_not_of_light():
 def test_a_candidate_reads_as_a_caption_of_the_drawn_world():
     grammar = Grammar("drawn", companions=("ring", "bar"))
     known = {caption(("disc",), dark, tint) for dark in (True, False) for tint in ("", *TINTS)}
-    assert {candidate.text for candidate in first(grammar, "disc", 54)} == known and len(known) == 14
+    assert {candidate.text for candidate in first(grammar, "disc", 20)} == known and len(known) == 14
     assert caption(("arch", "star"), True) == "an arch and a star on dark ground"
     assert caption(("arch",), False, "cyan") == "an arch on bright cyan ground"
     assert caption(("arch",), False, "", "red") == "a red arch on bright ground"
