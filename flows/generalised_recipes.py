@@ -17,7 +17,7 @@ from models.generators.toy_pipeline import ToyPipelineSettings
 from models.labelling import LAST, LabelSettings
 from models.prototypes import SYN4SEG
 from models.relabel import RelabelSettings
-from models.segmenters.generalised import JointSettings
+from models.segmenters.joint import JointSettings
 from models.small_sam import SmallSAMSettings
 from tasks.carry import CarrySettings
 from tasks.compare_generalised import Course
@@ -112,8 +112,9 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
             boundary=BoundarySettings(band=16, min_area=128, min_quality=0.5),
         ), quality=POLES),
         "train": GeneralisedSettings(
-            size=(192, 192), layer="visible", width=64, steps=800, batch=8,
-            joint=JointSettings(mix=(4, 3, 1), steps=500, rate=5e-3), checkpoint_every=100,
+            size=(192, 192), layer="visible", width=64, steps=800, batch=8, checkpoint_every=100,
+            # Chosen on folds 1 and 2, with two lists of supports each.
+            joint=JointSettings(mix=(4, 6, 2), alpha=1.5, hidden=0.8, steps=500, rate=2.5e-3),
         ),
         "compute": Compute(shard_size=2, train_threads=2),
         **changes,

@@ -1,6 +1,6 @@
 """Fit the segmenter of base and novel classes: first on base classes alone, then on base, synthetic and support frames.
 
-Base training hides novel objects as background (`models.segmenters.generalised` gives them back where it sees them).
+Base training hides novel objects as background (`models.segmenters.joint` gives them back where it sees them).
 The joint training starts from the base model with the novel classes registered by their supports' prototypes.
 """
 
@@ -23,18 +23,15 @@ from models.frames import Frames, read_png
 from models.geometry import Canvas
 from models.grain import Grain
 from models.labelling import LAST, register_supports
-from models.segmenters.generalised import (
+from models.segmenters.generalised import ClassSpace, Generalised, load_model, save_model
+from models.segmenters.joint import (
     ROLES,
-    ClassSpace,
-    Generalised,
     JointBatch,
     JointSettings,
     base_step,
     joint_keys,
     joint_step,
-    load_model,
     optimiser_of,
-    save_model,
 )
 from models.views import FeatureBank
 from tasks.checkpoints import Checkpoints, seed_step
@@ -45,8 +42,9 @@ from tasks.stage import stage
 from tasks.store import Ref
 from tasks.train import fit
 
-CODE = ("tasks.train_generalised", "models.backbone", "models.segmenters.generalised", "models.segmenters.pspnet",
-        "models.losses", "models.views", "models.episode", "models.geometry", "models.grain")
+CODE = ("tasks.train_generalised", "models.backbone", "models.segmenters.generalised", "models.segmenters.joint",
+        "models.segmenters.pspnet", "models.losses", "models.views", "models.episode", "models.geometry",
+        "models.grain")
 LOG_EVERY = 20
 MEASURED = 64  # frames whose noise synthetic pictures take after
 GRAINY = "grainy"

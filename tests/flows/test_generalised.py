@@ -19,7 +19,7 @@ from models.generators.toy_pipeline import ToyPipelineSettings
 from models.labelling import LabelSettings
 from models.prototypes import SYN4SEG
 from models.relabel import RelabelSettings
-from models.segmenters.generalised import JointSettings
+from models.segmenters.joint import JointSettings
 from models.small_sam import SmallSAMSettings
 from tasks import places
 from tasks.carry import CarrySettings

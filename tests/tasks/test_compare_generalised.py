@@ -11,7 +11,7 @@ import pytest
 from models.backbone import save_encoder
 from models.errors import StageFailed
 from models.frames import Frames
-from models.segmenters.generalised import JointSettings
+from models.segmenters.joint import JointSettings
 from models.views import FeatureBank
 from tasks import compare_generalised as comparing
 from tasks import places, train_generalised

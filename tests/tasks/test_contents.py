@@ -110,6 +110,6 @@ def test_a_memory_that_is_held_stays(tmp_path, thermofuse_home, monkeypatch):
     monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.05))
     with closing(connect(thermofuse_home / module.FILE)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(UsageError, match=r"contents\.db \(.*locked\); see that .* nothing holds it, then run again"):
+        with pytest.raises(UsageError, match=r"contents\.db \(.*locked\); see that .* holds it, then run again"):
             contents([file])
     assert contents([file]) == found

@@ -14,7 +14,8 @@ from models.errors import UsageError
 from models.frames import png_bytes, read_png
 from models.grain import noise_level
 from models.pseudolabels import IGNORE
-from models.segmenters.generalised import JointSettings, load_model
+from models.segmenters.generalised import load_model
+from models.segmenters.joint import JointSettings
 from tasks import train_generalised
 from tasks.train_generalised import GRAINY, BaseJob, GeneralisedSettings, JointJob, Parts, base_loop, joint_loop
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, tiny_encoder
