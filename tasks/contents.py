@@ -68,8 +68,8 @@ def _memory() -> Iterator[sqlite3.Connection]:
             memory.execute(TABLE)
             yield memory
     except sqlite3.OperationalError as error:
-        reason = f"Cannot use {file} ({error}); see that its disk has room and that nothing holds it, then run again."
-        raise UsageError(reason) from error
+        advice = "see that you may write it, that its disk has room and that nothing else holds it, then run again"
+        raise UsageError(f"Cannot use {file} ({error}); {advice}.") from error
     except sqlite3.DatabaseError as error:
         raise UsageError(f"{file} is broken ({error}); remove it, nothing but time is lost.") from error
 

@@ -6,7 +6,7 @@ arXiv 2303.16005).
 
 Base pictures hide novel objects as background. What the model sees as novel is given back to it (`relabel_background`);
 what it does not see yet is pushed away all the same, unless background may mean anything novel, too, in a share of the
-loss (`hidden_cross_entropy`).
+loss: the unbiased cross-entropy of MiB (arXiv 2002.00718), with novel classes where MiB has old ones.
 
 Legend: B pictures, K_b base and K_n novel classes, C = 1 + K_b + K_n, H x W label pixels, h x w cells.
 Class indices are places in the head (`models.segmenters.generalised`): 0 background, then base, then novel.
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import nll_loss
 
 from models.backbone import Features
 from models.episode import draw
@@ -81,15 +80,16 @@ def fold_novel(logits: Tensor, base_count: int) -> Tensor:
     return torch.cat([background, log_shares[:, 1 : 1 + base_count]], 1)
 
 
-def distillation(logits: Tensor, teacher: Tensor, base_count: int) -> Tensor:
+def distillation(folded: Tensor, teacher: Tensor) -> Tensor:
     """Mean over pixels of KL(teacher || student) between background and base classes; 0 of an empty batch.
 
-    logits [B, C, h, w] of the student; teacher [B, C, h, w], of which the novel classes are left out.
+    folded [B, 1 + K_b, h, w] of the student (`fold_novel`); teacher: logits [B, C, h, w], of which the novel classes
+    are left out.
     """
-    if not len(logits):
-        return logits.sum()
-    known = teacher[:, : 1 + base_count].float().log_softmax(1)
-    return (known.exp() * (known - fold_novel(logits, base_count))).sum(1).mean()
+    if not len(folded):
+        return folded.sum()
+    known = teacher[:, : folded.shape[1]].float().log_softmax(1)
+    return (known.exp() * (known - folded)).sum(1).mean()
 
 
 @torch.no_grad()
@@ -101,16 +101,6 @@ def relabel_background(label: Tensor, logits: Tensor, base_count: int, tau: floa
     return torch.where(seen, torch.where(share >= tau, best, IGNORE), label)
 
 
-def hidden_cross_entropy(logits: Tensor, label: Tensor, base_count: int) -> Tensor:
-    """Mean cross-entropy over known pixels, where background means background or any novel class: what a base label
-    says where novel objects are hidden (the unbiased cross-entropy of MiB, arXiv 2002.00718, where old classes are).
-
-    logits [B, C, H, W], label [B, H, W] without novel classes; 0 with a gradient when nothing is known.
-    """
-    known = (label != IGNORE).sum().clamp(min=1)
-    return nll_loss(fold_novel(logits, base_count), label, ignore_index=IGNORE, reduction="sum") / known
-
-
 def joint_losses(
     model: Generalised, teacher: Generalised, batch: JointBatch, settings: JointSettings, step: int,
 ) -> dict[str, Tensor]:
@@ -120,13 +110,13 @@ def joint_losses(
     label = batch.label.clone()
     label[base] = relabel_background(label[base], logits[base].detach(), count, settings.tau)
     losses = {role: cross_entropy(logits[batch.of(role)], label[batch.of(role)]) for role in ROLES}
-    if settings.hidden:
-        lenient = hidden_cross_entropy(logits[base], batch.label[base], count)
-        losses["base"] = losses["base"].lerp(lenient, settings.hidden)
+    folded = fold_novel(logits[base], count)
+    if settings.hidden:  # log shares are logits of themselves
+        losses["base"] = losses["base"].lerp(cross_entropy(folded, batch.label[base]), settings.hidden)
     with torch.no_grad():
         shown = Features(*(level[base] for level in batch.features))
         taught = teacher(shown, tuple(batch.label.shape[-2:])) if base.any() else logits[base]
-    losses["distil"] = distillation(logits[base], taught, count)
+    losses["distil"] = distillation(folded, taught)
     weights = {"base": 1.0, "synthetic": settings.alpha_at(step), "support": 1.0, "distil": settings.distil}
     return losses | {"loss": sum(weights[name] * losses[name] for name in weights)}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.errors import UsageError
+from models.losses import cross_entropy
 from models.segmenters.generalised import predict
 from models.segmenters.joint import (
     JointBatch,
@@ -14,7 +15,6 @@ from models.segmenters.joint import (
     base_step,
     distillation,
     fold_novel,
-    hidden_cross_entropy,
     joint_keys,
     joint_losses,
     joint_step,
@@ -46,12 +46,12 @@ def test_distillation_is_nothing_for_the_teacher_itself_and_more_for_others():
     teacher = torch.randn(2, 6, 3, 3)
     student = teacher.clone()
     student[:, 4:] = -30.0
-    assert distillation(student, teacher, 3) == pytest.approx(0, abs=1e-5)
+    assert distillation(fold_novel(student, 3), teacher) == pytest.approx(0, abs=1e-5)
     moved = student.clone()
     moved[:, [0, 4]] = moved[:, [4, 0]]
-    assert distillation(moved, teacher, 3) == pytest.approx(0, abs=1e-5), "novel instead of background is no loss"
-    assert distillation(student.roll(1, dims=1), teacher, 3) > 0.1
-    assert distillation(teacher[:0], teacher[:0], 3) == 0
+    assert distillation(fold_novel(moved, 3), teacher) == pytest.approx(0, abs=1e-5), "novel instead of background is no loss"
+    assert distillation(fold_novel(student.roll(1, dims=1), 3), teacher) > 0.1
+    assert distillation(fold_novel(teacher[:0], 3), teacher[:0]) == 0
 
 
 def test_background_that_looks_novel_is_never_background():
@@ -73,31 +73,26 @@ def test_background_may_be_anything_novel_and_nothing_base():
         of = shares[n, [0, 4, 5], y, x].sum() if k == 0 else shares[n, k, y, x]
         terms.append(-of.log())
     expected = pytest.approx(float(torch.stack(terms).mean()), rel=1e-5)
-    assert hidden_cross_entropy(logits, label, 3) == expected
-    assert hidden_cross_entropy(logits[:, [4, 1, 2, 3, 5, 0]], label, 3) == expected
+    for shown in (logits, logits[:, [4, 1, 2, 3, 5, 0]]):
+        assert cross_entropy(fold_novel(shown, 3), label) == expected
 
 
-def test_nothing_known_is_no_loss_and_has_a_gradient():
-    logits = torch.randn(2, 6, 3, 3, requires_grad=True)
-    loss = hidden_cross_entropy(logits, torch.full((2, 3, 3), 255), 3)
-    loss.backward()
-    assert loss == 0 and (logits.grad == 0).all()
-    assert hidden_cross_entropy(logits[:0], torch.zeros(0, 3, 3, dtype=torch.long), 3) == 0
-
-
-def test_a_share_of_the_base_loss_leaves_novel_rows_alone_where_background_is_asked():
-    """Of background pixels, the published loss pushes novel logits down; the lenient one, between them, does not."""
+def test_hidden_is_the_share_of_base_loss_that_lets_background_be_novel():
     net, teacher, label = model().eval(), model(1).frozen(), labels(1, 2)
-    label[:] = 0
     shown = JointBatch(features(label), label, torch.tensor([0, 0]))
     found = [joint_losses(net, teacher, shown, replace(SETTINGS, hidden=share), 0)["base"] for share in (0.0, 0.2, 1.0)]
     plain, mixed, lenient = (float(loss.detach()) for loss in found)
-    assert mixed == pytest.approx(0.8 * plain + 0.2 * lenient, rel=1e-5) and lenient < 0.9 * plain
-    logits = torch.zeros(1, 6, 2, 2, requires_grad=True)
-    hidden_cross_entropy(logits, torch.zeros(1, 2, 2, dtype=torch.long), 3).backward()
-    assert (logits.grad[:, 4:] < 0).all() and (logits.grad[:, 1:4] > 0).all()
+    assert mixed == pytest.approx(0.8 * plain + 0.2 * lenient, rel=1e-5)
+    folded = fold_novel(net(shown.features, SIZE), 3)
+    assert lenient == pytest.approx(float(cross_entropy(folded, label).detach()), rel=1e-5) and lenient < 0.9 * plain
     with pytest.raises(UsageError, match=r"hidden is a share of 0 to 1, not 1\.5"):
         JointSettings(hidden=1.5)
+
+
+def test_background_that_may_be_novel_pushes_no_novel_class_away():
+    logits = torch.zeros(1, 6, 2, 2, requires_grad=True)
+    cross_entropy(fold_novel(logits, 3), torch.zeros(1, 2, 2, dtype=torch.long)).backward()
+    assert (logits.grad[:, 4:] < 0).all() and (logits.grad[:, 1:4] > 0).all()
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
