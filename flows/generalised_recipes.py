@@ -38,6 +38,7 @@ STEPS = (
     Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict", grain=True),
     Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape", grain=True),
     Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr", grain=True),
+    Course("paste", "+ what they show pasted on base frames (ours)", "grammar", "sabr", grain=True, paste=True),
     Course("real_masks", "real frames with their real masks in place of synthetic ones: the ceiling", truth=True),
 )
 
@@ -108,7 +109,7 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
             picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=10, guidance=3.0, batch=4),
         ),
         "label": LabelStage(LabelSettings(
-            calibrate=0.25, filter=replace(SYN4SEG, min_area=128), relabel=RelabelSettings(tau=0.6, passes=3),
+            split=True, filter=replace(SYN4SEG, min_area=128), relabel=RelabelSettings(tau=0.6, passes=3),
             boundary=BoundarySettings(band=16, min_area=128, min_quality=0.5),
         ), quality=POLES),
         "train": GeneralisedSettings(

@@ -9,11 +9,12 @@ Legend: H x W pixels of a picture, h x w cells, C channels of the trunk, K class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -36,12 +37,13 @@ UNCALIBRATED = replace(SYN4SEG, lam=SYN4SEG.fallback)  # for callers that want p
 class LabelSettings:
     """upto: "predict" (Y0 as it is), "ape" (and APF, APR) or "sabr" (and SAM). stretch: contrast for SAM, of infrared.
 
-    views: random views of each support that λ is read from. seed: of those views. calibrate: the share of the way to
-    the offset of a novel logit with which Y0 fits the supports' masks best (`novel_offsets`); 0: none, as published.
+    views: random views of each support that λ is read from. seed: of those views. split: Y0 calls those pixels novel
+    where the prompted class leads by more than splits the picture best (`split_at`), not where it leads at all, as
+    published.
     """
 
     upto: str = "sabr"
-    calibrate: float = 0.0
+    split: bool = False
     filter: RefineSettings = SYN4SEG
     relabel: RelabelSettings = field(default_factory=RelabelSettings)
     boundary: BoundarySettings = field(default_factory=BoundarySettings)
@@ -96,38 +98,16 @@ def register_supports(
     return replace(found, prototypes=rows)
 
 
-@torch.inference_mode()
-def novel_offsets(model: Generalised, supports: Sequence[Support], logits: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """What to add to the novel logits so that argmax fits the supports' masks best: [C], 0 for all other classes.
+def split_at(lead: Tensor) -> float:
+    """The threshold that splits leads [...] of the prompted class over the best other one into two groups that differ
+    most: Otsu, "A threshold selection method from gray-level histograms", 1979.
 
-    Base training calls novel objects background, and a prototype in the head is no answer to that: it wins nearly
-    everywhere, or hardly anywhere. A support's mask says where its class is and, by the rest, where it is not. Over the
-    pixels of all supports of a class, the offset is the one with the largest IoU. A handful of pictures says too much
-    about themselves, so that callers go a share of the way.
-
-    logits: a picture uint8 [H, W] or [H, W, 3] -> [1, C, H, W].
+    A prototype in the head knows no level: base training calls novel objects background, and beside that row it wins
+    nearly everywhere, or hardly anywhere, as the picture's ground has it. But a picture that was asked to show a class
+    shows it and its ground, and the two differ. Without a difference, 0.
     """
-    space, found = model.space, torch.zeros(len(model.space.ids))
-    known = [n for n, k in enumerate(space.ids) if k not in space.novel]
-    for k in space.novel:
-        n, margins, truths = space.ids.index(k), [], []
-        for support in supports:
-            truth = torch.from_numpy(support.label == k)
-            if truth.any():
-                said = logits(support.picture)[0]
-                margins.append((said[n] - said[known].amax(0)).flatten())
-                truths.append(truth.flatten())
-        found[n] = -best_threshold(torch.cat(margins), torch.cat(truths))
-    return found
-
-
-def best_threshold(scores: Tensor, truth: Tensor) -> float:
-    """The threshold of scores [N] above which pixels overlap best (IoU) with the true ones, bool [N], at least one."""
-    falling, order = scores.sort(descending=True)
-    hits = truth[order].cumsum(0)
-    taken = torch.arange(1, len(scores) + 1)
-    best = int((hits / (truth.sum() + taken - hits)).argmax())
-    return float(falling[best : best + 2].mean())
+    values = lead.numpy()
+    return float(threshold_otsu(values)) if values.max() > values.min() else 0.0
 
 
 class Labeller:
@@ -142,7 +122,6 @@ class Labeller:
         self.model, self.encoder, self.canvas = model.eval(), encoder, canvas
         self.segmenter, self.settings = segmenter, settings
         self.known = register_supports(model, encoder, supports, canvas, self._filter(), settings.views, settings.seed)
-        self.offsets = settings.calibrate * novel_offsets(model, supports, self._logits) if settings.calibrate else None
 
     def _filter(self) -> RefineSettings:
         """The filter's scope "foreground" means the novel classes here: only they are guessed from supports."""
@@ -170,20 +149,21 @@ class Labeller:
         image = self.canvas.image(as_image(picture)[None]).to(self.encoder.mean.device)
         return self.model.embed(self.encoder(image))
 
-    def _logits(self, picture: np.ndarray, embedded: Tensor | None = None) -> Tensor:
-        """[1, C, H, W] of a picture, on the CPU."""
-        embedded = self._embedded(picture) if embedded is None else embedded
+    def _predicted(self, embedded: Tensor, size: tuple[int, int], target: int) -> np.ndarray:
+        """Y0 of a picture of that size."""
+        space = self.model.space
         logits = stretched(self.model.trunk.classify(embedded), self.canvas.size)
-        return self.canvas.restore(logits, *picture.shape[:2]).cpu()
+        logits = self.canvas.restore(logits, *size).cpu()
+        if self.settings.split:
+            asked, known = space.ids.index(target), [n for n, k in enumerate(space.ids) if k not in space.novel]
+            logits[:, asked] -= split_at(logits[0, asked] - logits[0, known].amax(0))
+        return predict(logits, space, (target,))[0].numpy()
 
     @torch.inference_mode()
     def _in_features(self, picture: np.ndarray, target: int) -> dict[str, np.ndarray]:
         """The label after each step that needs only features."""
         embedded = self._embedded(picture)
-        logits = self._logits(picture, embedded)
-        if self.offsets is not None:
-            logits = logits + self.offsets[:, None, None]
-        steps = {"predict": predict(logits, self.model.space, (target,))[0].numpy()}
+        steps = {"predict": self._predicted(embedded, picture.shape[:2], target)}
         if self.settings.upto == "predict":
             return steps
         features, known = normalize(embedded[0].cpu(), dim=0), self.known

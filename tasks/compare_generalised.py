@@ -39,7 +39,8 @@ CHECK_EVERY = 20
 class Course:
     """What one step trains on beside base frames and supports. source: whose pictures ("" for none), by the proposer of
     their prompts. upto: how far their labels go (`models.labelling.LAST`). truth: the real training frames of the novel
-    classes, with their masks. grain: pictures get the frames' noise (`models.grain`), which is not the paper's."""
+    classes, with their masks. grain: pictures get the frames' noise (`models.grain`). paste: what they show comes
+    pasted on base frames, too (`models.paste`). Neither is the paper's."""
 
     name: str
     about: str = ""
@@ -47,6 +48,7 @@ class Course:
     upto: str = "sabr"
     truth: bool = False
     grain: bool = False
+    paste: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def compare_generalised(
     """Kind "generalised_cells": one row a course; `exam` holds what its model said of each query, as JSON."""
     sources = list(lesson.synthetic)
     rows = [{"id": course.name, "source": sources.index(course.source) if course.source else None,
-             "upto": course.upto, "truth": course.truth, "grain": course.grain} for course in courses]
+             "upto": course.upto, "truth": course.truth, "grain": course.grain, "paste": course.paste}
+            for course in courses]
     chosen = {"train": replace(settings, seed=lesson.seed), "fold": lesson.fold, "queries": list(queries),
               "supports": {str(k): list(ids) for k, ids in lesson.supports.items()}}
     inputs = [frames, encoder, lesson.base, *(ref for pair in lesson.synthetic.values() for ref in pair)]
@@ -107,7 +110,7 @@ class Classroom:
         """Train one course and ask its model: {"id", "all", "single"} of each query."""
         pair = () if row["source"] is None else self.pairs[row["source"]]
         chosen = self.frames, self.encoder, pair, self.train, self.fold
-        told = row["truth"], row["upto"], row["grain"]
+        told = row["truth"], row["upto"], row["grain"], row["paste"]
         joint = Joint(Parts(*chosen, *told, self.bank), self.base, self.train, self.supports)
         for step in range(self.train.joint.steps):
             losses = joint.step(step)

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from models.backbone import Encoder, load_encoder
-from models.episode import class_index, draw, train_label
+from models.episode import class_index, draw, number, train_label
 from models.errors import UsageError
 from models.frames import Frames, read_png
 from models.geometry import Canvas
 from models.grain import Grain
 from models.labelling import LAST, register_supports
+from models.paste import paste
 from models.segmenters.generalised import ClassSpace, Generalised, load_model, save_model
 from models.segmenters.joint import (
     ROLES,
@@ -44,10 +45,11 @@ from tasks.train import fit
 
 CODE = ("tasks.train_generalised", "models.backbone", "models.segmenters.generalised", "models.segmenters.joint",
         "models.segmenters.pspnet", "models.losses", "models.views", "models.episode", "models.geometry",
-        "models.grain")
+        "models.grain", "models.paste")
 LOG_EVERY = 20
 MEASURED = 64  # frames whose noise synthetic pictures take after
 GRAINY = "grainy"
+PASTED = "pasted"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class BaseJob:
 class JointJob:
     """supports: novel class -> ids. truth: real training frames with their masks take the place of synthetic ones.
     upto: how far the labelling went whose labels are learnt from (`models.labelling.LAST`). grain: synthetic pictures
-    get the noise of the train frames (`models.grain`)."""
+    get the noise of the train frames (`models.grain`). paste: and come pasted on base frames, too (`models.paste`)."""
 
     settings: GeneralisedSettings
     fold: int
@@ -93,6 +95,7 @@ class JointJob:
     truth: bool = False
     upto: str = "sabr"
     grain: bool = False
+    paste: bool = False
 
 
 @stage("train_generalised_base")
@@ -108,12 +111,13 @@ def train_generalised_base(
 def train_joint(
     frames: Ref, encoder: Ref, base: Ref, synthetic: tuple[Ref, Ref] | None, supports: Mapping[int, Sequence[str]],
     settings: GeneralisedSettings, fold: int, compute: Compute, truth: bool = False, upto: str = "sabr",
-    grain: bool = False,
+    grain: bool = False, paste: bool = False,
 ) -> Ref:
     """The model of one fold and one list of supports; kind "generalised". synthetic: the pictures (`tasks.imagine`) and
     their labels (`tasks.label`), or None for supports alone. truth: the ceiling, every training frame of the novel
-    classes with its real mask. upto: which of the labels. grain: the pictures get the frames' noise."""
-    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto, grain)
+    classes with its real mask. upto: which of the labels. grain: the pictures get the frames' noise. paste: what they
+    show comes pasted on base frames, too."""
+    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto, grain, paste)
     inputs = [frames, encoder, base, *(synthetic or ())]
     return fit(joint_loop, "generalised", inputs, job, CODE, compute)
 
@@ -140,7 +144,7 @@ def base_loop(config: dict) -> None:
 def joint_loop(config: dict) -> None:
     """Every step: base, synthetic and support frames in one batch, one step of the joint loss."""
     job: JointJob = config["settings"]
-    settings, told = job.settings, (job.truth, job.upto, job.grain)
+    settings, told = job.settings, (job.truth, job.upto, job.grain, job.paste)
     parts = Parts.open(config["folders"], settings, job.fold, *told)
     joint = Joint(parts, config["folders"][2], settings, job.supports)
     checkpoints = Checkpoints(config, settings.joint.steps, model=joint.model, optimiser=joint.optimiser)
@@ -186,21 +190,24 @@ class Parts:
 
     synthetic: novel class -> ids of the pictures that are fit for training, by their labels at the end of `upto`. It
     stands in for `models.views.Views` in the feature bank; `bank`: one to share, which then reads these pictures.
-    grain: synthetic pictures get the noise of the train frames, each the same at every step.
+    grain: synthetic pictures get the noise of the train frames, each the same at every step. paste: beside each of
+    them, what it shows is pasted on a base frame, the same at every step.
     """
 
     def __init__(
         self, frames: Frames, encoder: Encoder, synthetic: Sequence[Path], settings: GeneralisedSettings, fold: int,
-        truth: bool = False, upto: str = "sabr", grain: bool = False, bank: FeatureBank | None = None,
+        truth: bool = False, upto: str = "sabr", grain: bool = False, paste: bool = False,
+        bank: FeatureBank | None = None,
     ) -> None:
         self.frames, self.settings, self.encoder, self.last = frames, settings, encoder, LAST[upto]
         self.space = ClassSpace(frames.base(fold), frames.novel(fold))
         self.base = [id for id in frames.ids("train") if frames.has(id, settings.layer) and frames.has(id, "label")]
         self.grain = Grain(self._some_frames()) if grain and synthetic else None
         self.files: dict[str, dict[str, Path]] = {}
+        self.pasted: dict[str, tuple[str, str, int]] = {}
         self.synthetic: dict[int, list[str]] = {k: [] for k in self.space.novel}
         if synthetic:
-            self._list(*synthetic)
+            self._list(*synthetic, paste)
         elif truth:
             self.synthetic |= class_index(frames, self.space.novel)
         self.device = encoder.mean.device
@@ -210,26 +217,38 @@ class Parts:
     @classmethod
     def open(
         cls, folders: Sequence[Path], settings: GeneralisedSettings, fold: int, truth: bool = False, upto: str = "sabr",
-        grain: bool = False,
+        grain: bool = False, paste: bool = False,
     ) -> Parts:
         encoder = load_encoder(folders[1]).to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto, grain)
+        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto, grain, paste)
 
     def _some_frames(self) -> Iterator[np.ndarray]:
         """Train frames, evenly spread over the list."""
         for id in self.base[:: max(1, len(self.base) // MEASURED)]:
             yield read_png(self.frames.path(id, self.settings.layer))
 
-    def _list(self, imagined: Path, labelled: Path) -> None:
-        """Note the synthetic pictures whose labels are fit for training."""
+    def _list(self, imagined: Path, labelled: Path, paste: bool) -> None:
+        """Note the synthetic pictures whose labels are fit for training, and on which frame each is pasted."""
         for row in unfold(pd.read_parquet(labelled / "rows.parquet"), LABEL_COLUMNS).to_dict("records"):
             if row["statuses"][self.last] == "ok":
                 path = labelled / row["labels"][self.last]
                 self.files[row["id"]] = {"picture": imagined / row["picture"], "label": path}
-                self.synthetic[int(row["class_id"])].append(row["id"])
+                k, id = int(row["class_id"]), row["id"]
+                self.synthetic[k].append(id)
+                if paste:
+                    self.pasted[f"{id}-{PASTED}"] = id, self.base[number(PASTED, id) % len(self.base)], k
+                    self.synthetic[k].append(f"{id}-{PASTED}")
+
+    def _paste(self, id: str) -> tuple[np.ndarray, np.ndarray]:
+        """A frame with what a synthetic picture shows, and its label."""
+        source, frame, k = self.pasted[id]
+        picture, mask = read_png(self.files[source]["picture"]), read_png(self.files[source]["label"]) == k
+        return paste(self.picture(frame, "base"), self.label(frame, "base"), picture, mask, k, source)
 
     def picture(self, id: str, role: str) -> np.ndarray:
         """uint8 [H, W] or [H, W, 3]."""
+        if id in self.pasted:
+            return self._paste(id)[0]
         if id in self.files:
             clean = read_png(self.files[id]["picture"])
             return self.grain.add(clean, id) if self.grain else clean
@@ -237,6 +256,8 @@ class Parts:
 
     def label(self, id: str, role: str, target: int = 0) -> np.ndarray:
         """uint8 [H, W] of class ids as a loss may see it: base frames without novel classes, supports with theirs."""
+        if id in self.pasted:
+            return self._paste(id)[1]
         if id in self.files:
             return read_png(self.files[id]["label"])
         label = self.frames.label(id)

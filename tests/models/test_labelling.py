@@ -12,7 +12,7 @@ from models.boundary import BoundarySettings
 from models.encoders import Parts
 from models.errors import UsageError
 from models.geometry import Canvas
-from models.labelling import Labeller, LabelSettings, best_threshold, label_quality, novel_offsets
+from models.labelling import Labeller, LabelSettings, label_quality, split_at
 from models.prototypes import SYN4SEG, Support
 from models.pseudolabels import IGNORE
 from models.relabel import RelabelSettings
@@ -106,36 +106,34 @@ def test_what_is_unlike_the_supports_is_freed_and_the_picture_turned_down():
     assert found.facts["kept"] < 1
 
 
-def eager(share):
+def eager(split):
     """A labeller whose background row is no longer like the background, so that novel rows win there, too."""
     model = Plain()
     with torch.no_grad():
         model.trunk.classify.weight[:2, :3] = torch.tensor([[1.0, -0.6, 0.6], [1.0, -0.2, -0.2]])
     encoder = Encoder(Parts(Colours(), (3, 3, 3)), (0.0,) * 3, (1.0,) * 3)
-    return Labeller(model, encoder, SUPPORTS, CANVAS, None, replace(SETTINGS, calibrate=share))
+    return Labeller(model, encoder, SUPPORTS, CANVAS, None, replace(SETTINGS, split=split))
 
 
-def test_a_novel_class_that_wins_everywhere_is_held_back_by_its_supports_masks():
+def test_a_picture_splits_into_what_it_was_asked_for_and_the_rest():
     picture, truth = scene((2, 8, 16, 24))
-    said = {share: eager(share).label([picture], [2])[0].steps["predict"] == 2 for share in (0.0, 0.5, 1.0)}
-    assert said[0.0].all(), "as published"
-    both, either = (said[1.0] & (truth == 2)).sum(), (said[1.0] | (truth == 2)).sum()
-    assert both / either > 0.8 and not said[0.5].all()
-    offsets = novel_offsets(eager(0.0).model, SUPPORTS, eager(0.0)._logits)
-    assert (offsets[:2] == 0).all() and (offsets[2:] < 0).all()
-    assert torch.allclose(eager(0.5).offsets, 0.5 * offsets)
+    said = {split: eager(split).label([picture], [2])[0].steps["predict"] == 2 for split in (False, True)}
+    assert said[False].all(), "as published: it wins everywhere"
+    both, either = (said[True] & (truth == 2)).sum(), (said[True] | (truth == 2)).sum()
+    assert both / either > 0.8
 
 
-def test_the_threshold_is_the_best_of_all():
+def test_a_split_keeps_base_classes_and_classes_that_were_not_asked_for():
+    picture, truth = scene((2, 8, 16, 24), (1, 32, 64, 24))
+    predicted = eager(True).label([picture], [2])[0].steps["predict"]
+    assert (predicted[truth == 1] == 1).mean() > 0.8 and 3 not in predicted
+
+
+def test_the_split_lies_between_two_groups_even_where_the_class_leads_nowhere():
     generator = torch.Generator().manual_seed(0)
-    scores, truth = torch.randn(300, generator=generator), torch.rand(300, generator=generator) < 0.2
-    scores[truth] += 1.5
-
-    def iou(threshold):
-        return float(((scores > threshold) & truth).sum() / ((scores > threshold) | truth).sum())
-
-    assert iou(best_threshold(scores, truth)) == max(iou(t) for t in scores.sort().values - 1e-6)
-    assert iou(best_threshold(scores, truth)) > iou(0.0)
+    low, high = torch.randn(900, generator=generator) * 0.3 - 4, torch.randn(100, generator=generator) * 0.3 - 1
+    assert -3.4 < split_at(torch.cat([low, high]).reshape(20, 50)) < -1.6
+    assert split_at(torch.full((4, 5), -2.0)) == 0.0
 
 
 def test_sam_sharpens_what_features_found():

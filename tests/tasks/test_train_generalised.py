@@ -146,6 +146,24 @@ def test_synthetic_pictures_alone_may_get_the_noise_of_base_frames(parts, frames
     parts.bank.views = parts
 
 
+def test_what_pictures_show_may_come_pasted_on_base_frames_without_a_novel_pixel_of_theirs(parts, frames, synthetic):
+    novel = frames.novel(FOLD)
+    every = Parts(frames, parts.encoder, synthetic, SETTINGS, FOLD, paste=True, bank=parts.bank)
+    assert {k: ids for k, ids in every.synthetic.items() if ids} == {
+        novel[0]: ["p0", "p0-pasted"], novel[1]: ["p1", "p1-pasted"]}, "beside the pictures as they are"
+    for id, k in (("p0-pasted", novel[0]), ("p1-pasted", novel[1])):
+        _, frame, _ = every.pasted[id]
+        assert frame in frames.ids("train")
+        picture, label, truth = every.picture(id, "synthetic"), every.label(id, "synthetic"), frames.label(frame)
+        assert (label == k).any() and (picture[label == k] != every.picture(frame, "base")[label == k]).any()
+        hidden = np.isin(truth, novel) & (label != k)
+        assert np.isin(label[hidden], (0, IGNORE)).all() and set(np.unique(label)) & set(novel) == {k}
+        keys = [("synthetic", id, k), ("base", frame, 0)]
+        features, seen, _ = every.batch(keys)
+        assert torch.equal(features.mid, every.batch(keys)[0].mid) and every.space.ids.index(k) in seen[0]
+    parts.bank.views = parts
+
+
 def test_the_ceiling_takes_real_frames_with_their_masks(frames):
     real = Parts(frames, tiny_encoder(), (), SETTINGS, FOLD, truth=True)
     for k, ids in real.synthetic.items():
