@@ -150,7 +150,7 @@ def learn(recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, one: Lesson) -> 
     synthetic, train = one.synthetic.get(step.source), replace(recipe.train, seed=one.seed)
     return train_joint(
         frames, encoder, one.base, synthetic, one.supports, train, one.fold, recipe.compute, upto=step.upto,
-        grain=step.grain, paste=step.paste,
+        paste=step.paste,
     )
 
 

@@ -34,11 +34,10 @@ from tasks.train_generalised import GeneralisedSettings
 STEPS = (
     Course("supports", "K supports of each novel class, nothing else"),
     Course("names", "+ pictures of the class names alone, labels as predicted", "names", "predict"),
-    Course("grain", "+ the frames' sensor noise on the pictures (ours)", "names", "predict", grain=True),
-    Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict", grain=True),
-    Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape", grain=True),
-    Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr", grain=True),
-    Course("paste", "+ what they show pasted on base frames (ours)", "grammar", "sabr", grain=True, paste=True),
+    Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict"),
+    Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape"),
+    Course("sabr", "+ outlines sharpened by SAM (SABR)", "grammar", "sabr"),
+    Course("paste", "+ what they show pasted on base frames (ours)", "grammar", "sabr", paste=True),
     Course("real_masks", "real frames with their real masks in place of synthetic ones: the ceiling", truth=True),
 )
 

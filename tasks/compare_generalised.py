@@ -39,15 +39,14 @@ CHECK_EVERY = 20
 class Course:
     """What one step trains on beside base frames and supports. source: whose pictures ("" for none), by the proposer of
     their prompts. upto: how far their labels go (`models.labelling.LAST`). truth: the real training frames of the novel
-    classes, with their masks. grain: pictures get the frames' noise (`models.grain`). paste: what they show comes
-    pasted on base frames, too (`models.paste`). Neither is the paper's."""
+    classes, with their masks. paste: what the pictures show comes pasted on base frames, too (`models.paste`), which is
+    not the paper's."""
 
     name: str
     about: str = ""
     source: str = ""
     upto: str = "sabr"
     truth: bool = False
-    grain: bool = False
     paste: bool = False
 
 
@@ -70,7 +69,7 @@ def compare_generalised(
     """Kind "generalised_cells": one row a course; `exam` holds what its model said of each query, as JSON."""
     sources = list(lesson.synthetic)
     rows = [{"id": course.name, "source": sources.index(course.source) if course.source else None,
-             "upto": course.upto, "truth": course.truth, "grain": course.grain, "paste": course.paste}
+             "upto": course.upto, "truth": course.truth, "paste": course.paste}
             for course in courses]
     chosen = {"train": replace(settings, seed=lesson.seed), "fold": lesson.fold, "queries": list(queries),
               "supports": {str(k): list(ids) for k, ids in lesson.supports.items()}}
@@ -110,7 +109,7 @@ class Classroom:
         """Train one course and ask its model: {"id", "all", "single"} of each query."""
         pair = () if row["source"] is None else self.pairs[row["source"]]
         chosen = self.frames, self.encoder, pair, self.train, self.fold
-        told = row["truth"], row["upto"], row["grain"], row["paste"]
+        told = row["truth"], row["upto"], row["paste"]
         joint = Joint(Parts(*chosen, *told, self.bank), self.base, self.train, self.supports)
         for step in range(self.train.joint.steps):
             losses = joint.step(step)

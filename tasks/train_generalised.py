@@ -6,7 +6,7 @@ The joint training starts from the base model with the novel classes registered 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from models.episode import class_index, draw, number, train_label
 from models.errors import UsageError
 from models.frames import Frames, read_png
 from models.geometry import Canvas
-from models.grain import Grain
 from models.labelling import LAST, register_supports
 from models.paste import paste
 from models.segmenters.generalised import ClassSpace, Generalised, load_model, save_model
@@ -45,11 +44,9 @@ from tasks.train import fit
 
 CODE = ("tasks.train_generalised", "models.backbone", "models.segmenters.generalised", "models.segmenters.joint",
         "models.segmenters.pspnet", "models.losses", "models.views", "models.episode", "models.geometry",
-        "models.grain", "models.paste")
+        "models.paste")
 LOG_EVERY = 20
-MEASURED = 64  # frames whose noise synthetic pictures take after
-GRAINY = "grainy"
-PASTED = "pasted"
+PASTED = 3  # frames that what a picture shows comes pasted on
 
 
 @dataclass(frozen=True)
@@ -86,15 +83,14 @@ class BaseJob:
 @dataclass(frozen=True)
 class JointJob:
     """supports: novel class -> ids. truth: real training frames with their masks take the place of synthetic ones.
-    upto: how far the labelling went whose labels are learnt from (`models.labelling.LAST`). grain: synthetic pictures
-    get the noise of the train frames (`models.grain`). paste: and come pasted on base frames, too (`models.paste`)."""
+    upto: how far the labelling went whose labels are learnt from (`models.labelling.LAST`). paste: what synthetic
+    pictures show comes pasted on base frames, too (`models.paste`)."""
 
     settings: GeneralisedSettings
     fold: int
     supports: Mapping[int, tuple[str, ...]]
     truth: bool = False
     upto: str = "sabr"
-    grain: bool = False
     paste: bool = False
 
 
@@ -111,13 +107,13 @@ def train_generalised_base(
 def train_joint(
     frames: Ref, encoder: Ref, base: Ref, synthetic: tuple[Ref, Ref] | None, supports: Mapping[int, Sequence[str]],
     settings: GeneralisedSettings, fold: int, compute: Compute, truth: bool = False, upto: str = "sabr",
-    grain: bool = False, paste: bool = False,
+    paste: bool = False,
 ) -> Ref:
     """The model of one fold and one list of supports; kind "generalised". synthetic: the pictures (`tasks.imagine`) and
     their labels (`tasks.label`), or None for supports alone. truth: the ceiling, every training frame of the novel
-    classes with its real mask. upto: which of the labels. grain: the pictures get the frames' noise. paste: what they
-    show comes pasted on base frames, too."""
-    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto, grain, paste)
+    classes with its real mask. upto: which of the labels. paste: what the pictures show comes pasted on base
+    frames, too."""
+    job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto, paste)
     inputs = [frames, encoder, base, *(synthetic or ())]
     return fit(joint_loop, "generalised", inputs, job, CODE, compute)
 
@@ -144,7 +140,7 @@ def base_loop(config: dict) -> None:
 def joint_loop(config: dict) -> None:
     """Every step: base, synthetic and support frames in one batch, one step of the joint loss."""
     job: JointJob = config["settings"]
-    settings, told = job.settings, (job.truth, job.upto, job.grain, job.paste)
+    settings, told = job.settings, (job.truth, job.upto, job.paste)
     parts = Parts.open(config["folders"], settings, job.fold, *told)
     joint = Joint(parts, config["folders"][2], settings, job.supports)
     checkpoints = Checkpoints(config, settings.joint.steps, model=joint.model, optimiser=joint.optimiser)
@@ -190,19 +186,16 @@ class Parts:
 
     synthetic: novel class -> ids of the pictures that are fit for training, by their labels at the end of `upto`. It
     stands in for `models.views.Views` in the feature bank; `bank`: one to share, which then reads these pictures.
-    grain: synthetic pictures get the noise of the train frames, each the same at every step. paste: beside each of
-    them, what it shows is pasted on a base frame, the same at every step.
+    paste: beside each synthetic picture, what it shows is pasted on a few base frames, the same at every step.
     """
 
     def __init__(
         self, frames: Frames, encoder: Encoder, synthetic: Sequence[Path], settings: GeneralisedSettings, fold: int,
-        truth: bool = False, upto: str = "sabr", grain: bool = False, paste: bool = False,
-        bank: FeatureBank | None = None,
+        truth: bool = False, upto: str = "sabr", paste: bool = False, bank: FeatureBank | None = None,
     ) -> None:
         self.frames, self.settings, self.encoder, self.last = frames, settings, encoder, LAST[upto]
         self.space = ClassSpace(frames.base(fold), frames.novel(fold))
         self.base = [id for id in frames.ids("train") if frames.has(id, settings.layer) and frames.has(id, "label")]
-        self.grain = Grain(self._some_frames()) if grain and synthetic else None
         self.files: dict[str, dict[str, Path]] = {}
         self.pasted: dict[str, tuple[str, str, int]] = {}
         self.synthetic: dict[int, list[str]] = {k: [] for k in self.space.novel}
@@ -217,15 +210,10 @@ class Parts:
     @classmethod
     def open(
         cls, folders: Sequence[Path], settings: GeneralisedSettings, fold: int, truth: bool = False, upto: str = "sabr",
-        grain: bool = False, paste: bool = False,
+        paste: bool = False,
     ) -> Parts:
         encoder = load_encoder(folders[1]).to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto, grain, paste)
-
-    def _some_frames(self) -> Iterator[np.ndarray]:
-        """Train frames, evenly spread over the list."""
-        for id in self.base[:: max(1, len(self.base) // MEASURED)]:
-            yield read_png(self.frames.path(id, self.settings.layer))
+        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto, paste)
 
     def _list(self, imagined: Path, labelled: Path, paste: bool) -> None:
         """Note the synthetic pictures whose labels are fit for training, and on which frame each is pasted."""
@@ -235,23 +223,22 @@ class Parts:
                 self.files[row["id"]] = {"picture": imagined / row["picture"], "label": path}
                 k, id = int(row["class_id"]), row["id"]
                 self.synthetic[k].append(id)
-                if paste:
-                    self.pasted[f"{id}-{PASTED}"] = id, self.base[number(PASTED, id) % len(self.base)], k
-                    self.synthetic[k].append(f"{id}-{PASTED}")
+                for name in (f"{id}-pasted{n}" for n in range(PASTED if paste else 0)):
+                    self.pasted[name] = id, self.base[number(name) % len(self.base)], k
+                    self.synthetic[k].append(name)
 
     def _paste(self, id: str) -> tuple[np.ndarray, np.ndarray]:
         """A frame with what a synthetic picture shows, and its label."""
         source, frame, k = self.pasted[id]
         picture, mask = read_png(self.files[source]["picture"]), read_png(self.files[source]["label"]) == k
-        return paste(self.picture(frame, "base"), self.label(frame, "base"), picture, mask, k, source)
+        return paste(self.picture(frame, "base"), self.label(frame, "base"), picture, mask, k, id)
 
     def picture(self, id: str, role: str) -> np.ndarray:
         """uint8 [H, W] or [H, W, 3]."""
         if id in self.pasted:
             return self._paste(id)[0]
         if id in self.files:
-            clean = read_png(self.files[id]["picture"])
-            return self.grain.add(clean, id) if self.grain else clean
+            return read_png(self.files[id]["picture"])
         return read_png(self.frames.path(id, self.settings.layer))
 
     def label(self, id: str, role: str, target: int = 0) -> np.ndarray:
@@ -275,7 +262,6 @@ class Parts:
         size = tuple(side // 2 for side in self.settings.size)
         labels = [torch.from_numpy(self.label(id, role, target)) for role, id, target in keys]
         small = [interpolate(label[None, None], size, mode="nearest-exact")[0, 0] for label in labels]
-        layer = {"synthetic": GRAINY if self.grain else "synthetic"}
-        features = self.bank.get([(id, layer.get(role, "real")) for role, id, _ in keys])
+        features = self.bank.get([(id, "synthetic" if role == "synthetic" else "real") for role, id, _ in keys])
         role = torch.tensor([ROLES.index(role) for role, *_ in keys])
         return features, self.space.encode(torch.stack(small)).to(self.device), role.to(self.device)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.grain import noise_level
-from models.paste import NEAR, SCALES, paste
+from models.paste import NEAR, SCALES, noise_level, paste
 from models.pseudolabels import IGNORE
-from tests.models.test_grain import scene
 
 K, SIZE = 7, (60, 80)
+
+
+def scene(size=(60, 80), noise=0.0, seed=0, channels=()):
+    """Two flat halves and a slope, with white noise of that deviation."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    clean = 60 + 0.5 * x + 60.0 * (y > size[0] // 2)
+    grains = np.random.default_rng(seed).normal(0, noise, (*size, *channels))
+    made = clean.reshape(*size, *(1 for _ in channels)) + grains
+    return made.round().clip(0, 255).astype(np.uint8)
 
 
 def drawn(ground=120, thing=(200, 40, 40), side=40, size=(40, 40)):
@@ -89,3 +96,13 @@ def test_nothing_to_paste_changes_nothing():
     picture, mask = drawn()
     made, label = paste(real, known, picture, np.zeros_like(mask), K, "p")
     assert (made == real).all() and (label == known).all()
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize("noise", [2.0, 6.0, 12.0])
+def test_noise_is_measured_as_it_was_made(noise, channels):
+    assert noise_level(scene(noise=noise, channels=channels)) == pytest.approx(noise, rel=0.1)
+
+
+def test_edges_and_slopes_are_no_noise():
+    assert noise_level(scene()) < 0.3

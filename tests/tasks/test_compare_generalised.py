@@ -26,12 +26,12 @@ from tests.tasks.test_train_generalised import FOLD, SETTINGS, Kept, frames, sup
 __all__ = ["frames", "supports", "synthetic"]  # fixtures
 SHORT = replace(SETTINGS, joint=JointSettings(mix=(3, 2, 1), steps=4, rate=0.02), seed=5)
 COURSES = (Course("supports"), Course("sabr", "the whole method", "grammar"),
-           Course("grain", "noisy", "grammar", grain=True),
-           Course("paste", "on frames", "grammar", grain=True, paste=True), Course("real", truth=True))
+           Course("paste", "on frames", "grammar", paste=True),
+           Course("real", truth=True))
 
 
 def row(course):
-    told = {"upto": course.upto, "truth": course.truth, "grain": course.grain, "paste": course.paste}
+    told = {"upto": course.upto, "truth": course.truth, "paste": course.paste}
     return {"id": course.name, "source": 0 if course.source else None, **told}
 
 
@@ -59,7 +59,7 @@ def settings(frames, supports):
 def test_a_cell_trains_and_asks_as_the_stages_do(course, folders, settings, supports, tmp_path, monkeypatch):
     monkeypatch.setattr(train_generalised, "Checkpoints", Kept)
     inputs = folders if course.source else folders[:3]
-    job = JointJob(SHORT, FOLD, supports, course.truth, course.upto, course.grain, course.paste)
+    job = JointJob(SHORT, FOLD, supports, course.truth, course.upto, course.paste)
     joint_loop({"settings": job, "folders": inputs, "out": tmp_path})
     examiner = Examiner({}, [*folders[:2], tmp_path])
     told = examiner([{"id": id} for id in settings["queries"]], None)
@@ -120,7 +120,7 @@ def test_a_study_that_was_killed_goes_on_with_the_next_cell(refs, supports, monk
     with pytest.raises(KeyboardInterrupt):
         compared(refs, supports, first := Shards(until=1), monkeypatch)
     ref = compared(refs, supports, second := Shards(), monkeypatch)
-    assert first.drawn == ["supports"] and second.drawn == ["sabr", "grain", "paste", "real"]
+    assert first.drawn == ["supports"] and second.drawn == ["sabr", "paste", "real"]
     assert compared(refs, supports, third := Shards(), monkeypatch) == ref and third.drawn == []
     assert compared(refs, supports, Shards(), monkeypatch, seed=6) != ref, "another seed, other cells"
 

@@ -11,13 +11,12 @@ import torch
 
 from models.backbone import save_encoder
 from models.errors import UsageError
-from models.frames import png_bytes, read_png
-from models.grain import noise_level
+from models.frames import png_bytes
 from models.pseudolabels import IGNORE
 from models.segmenters.generalised import load_model
 from models.segmenters.joint import JointSettings
 from tasks import train_generalised
-from tasks.train_generalised import GRAINY, BaseJob, GeneralisedSettings, JointJob, Parts, base_loop, joint_loop
+from tasks.train_generalised import BaseJob, GeneralisedSettings, JointJob, Parts, base_loop, joint_loop
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, tiny_encoder
 
 FOLD = 0
@@ -127,32 +126,13 @@ def test_the_label_is_that_of_the_step_asked_for(parts, frames, synthetic):
     parts.bank.views = parts
 
 
-def test_synthetic_pictures_alone_may_get_the_noise_of_base_frames(parts, frames, synthetic, monkeypatch):
-    """The same at every step, and apart from the clean ones in a bank that both share."""
-    read = []
-    monkeypatch.setattr(train_generalised, "read_png", lambda path: read.append(path) or read_png(path))
-    grainy = Parts(frames, parts.encoder, synthetic, SETTINGS, FOLD, grain=True, bank=parts.bank)
-    measured = {frames.path(id, "visible") for id in parts.base}
-    assert read and set(read) <= measured, "neither test frames nor labels"
-    level = noise_level(grainy.picture("p1", GRAINY))
-    assert min(grainy.grain.levels) - 0.5 < level < max(grainy.grain.levels) + 0.5 and level > 1
-    base = frames.ids("train")[0]
-    keys = [("base", base, 0), ("synthetic", "p1", 0)]
-    features, label, _ = grainy.batch(keys)
-    again = grainy.batch(keys)[0]
-    clean, same, _ = Parts(frames, parts.encoder, synthetic, SETTINGS, FOLD, bank=parts.bank).batch(keys)
-    assert torch.equal(features.mid, again.mid) and torch.equal(label, same)
-    assert torch.equal(features.mid[0], clean.mid[0]) and not torch.allclose(features.mid[1], clean.mid[1], atol=1e-3)
-    parts.bank.views = parts
-
-
 def test_what_pictures_show_may_come_pasted_on_base_frames_without_a_novel_pixel_of_theirs(parts, frames, synthetic):
     novel = frames.novel(FOLD)
     every = Parts(frames, parts.encoder, synthetic, SETTINGS, FOLD, paste=True, bank=parts.bank)
     assert {k: ids for k, ids in every.synthetic.items() if ids} == {
-        novel[0]: ["p0", "p0-pasted"], novel[1]: ["p1", "p1-pasted"]}, "beside the pictures as they are"
-    for id, k in (("p0-pasted", novel[0]), ("p1-pasted", novel[1])):
-        _, frame, _ = every.pasted[id]
+        novel[0]: ["p0", "p0-pasted0", "p0-pasted1", "p0-pasted2"],
+        novel[1]: ["p1", "p1-pasted0", "p1-pasted1", "p1-pasted2"]}, "beside the pictures as they are"
+    for id, (_, frame, k) in every.pasted.items():
         assert frame in frames.ids("train")
         picture, label, truth = every.picture(id, "synthetic"), every.label(id, "synthetic"), frames.label(frame)
         assert (label == k).any() and (picture[label == k] != every.picture(frame, "base")[label == k]).any()
