@@ -97,15 +97,18 @@ def toy(name: str, **changes) -> GeneralisedRecipe:
         "shots": ShotSettings(min_pixels=150, seeds=SEEDS[:1]),
         "foundation": FoundationSettings(
             captioned=DataSettings("toy", options=ALONE),
-            pipeline=ToyPipelineSettings(size=DRAWN, denoiser=(32, 64, 96), steps=3000, batch=32, rate=1.5e-3),
-            judge=RecogniserSettings(steps=1600),
+            pipeline=ToyPipelineSettings(
+                size=DRAWN, latents=4, denoiser=(32, 64, 96), steps=3800, batch=32, rate=1.5e-3,
+            ),
+            judge=RecogniserSettings(steps=1600, colour=False),  # classes are shapes; captions tell the colours
             sam=SmallSAMSettings(side=192, steps=1200, min_area=40), checkpoint_every=100,
         ),
         # The text encoder never saw "a photo of": how near a caption is to that says nothing.
         "propose": ProposeSettings(vocabulary="drawn", bank=PromptSettings(count=12, lam_div=0.95, lam_cls=-1.0)),
         "imagine": ImagineSettings(
-            per_class=120, quality=POLES, judge="foundation",
-            picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=10, guidance=3.0, batch=4),
+            per_class=240, quality=POLES, judge="foundation",
+            picture=PictureSettings("foundation", dtype="float32", size=DRAWN, steps=10, guidance=3.0, batch=4,
+                                    options={"guidance_rescale": 0.7}),  # arXiv 2305.08891, §3.4
         ),
         "label": LabelStage(LabelSettings(
             split=True, filter=replace(SYN4SEG, min_area=128), relabel=RelabelSettings(tau=0.6, passes=3),

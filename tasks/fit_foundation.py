@@ -8,10 +8,11 @@ sees outlines of the fold's base classes, whatever their class. All lie in one R
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,8 @@ CODE = ("tasks.fit_foundation", "models.fitting", "models.small_sam", "models.sa
 class FoundationSettings:
     """layer: "visible" or "infrared", what the pipeline draws and the SAM sees. captioned: the pictures that the
     pipeline learns from, of which only the names of what they show are told; None: the frames of the run. shown,
-    guidance: pictures of each class on the contact sheet, and how closely they follow the prompt."""
+    guidance, options: pictures of each class on the contact sheet, how closely they follow the prompt, and what else
+    the pipeline is told."""
 
     layer: str = "visible"
     captioned: DataSettings | None = None
@@ -69,6 +71,7 @@ class FoundationSettings:
     checkpoint_every: int = 250
     shown: int = 4
     guidance: float = 3.0
+    options: Mapping[str, Any] = field(default_factory=lambda: {"guidance_rescale": 0.7})  # arXiv 2305.08891, §3.4
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def draw_each(parts: ToyPipeline, classes: Sequence[str], settings: FoundationSe
     from models.generators.text2image import PictureSettings, TextToImage
 
     size = settings.pipeline.size
-    chosen = PictureSettings("foundation", dtype="float32", size=size, steps=20, guidance=settings.guidance, batch=4)
+    chosen = PictureSettings("foundation", dtype="float32", size=size, steps=20, guidance=settings.guidance, batch=4,
+                             options=settings.options)
     prompts = [caption([name], dark=bool(n % 2)) for name in classes for n in range(settings.shown)]
     drawn = TextToImage(parts.pipeline(), chosen).draw(prompts, list(range(len(prompts))))
     cells = [np.zeros((*size, 3), np.uint8) if one.picture is None else one.picture for one in drawn]

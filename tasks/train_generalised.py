@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ CODE = ("tasks.train_generalised", "models.backbone", "models.segmenters.general
         "models.paste")
 LOG_EVERY = 20
 PASTED = 3  # frames that what a picture shows comes pasted on
+KEPT = 1024  # labels of pasted pictures, a byte a pixel
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Parts:
         self.device = encoder.mean.device
         self.bank = bank or FeatureBank(encoder, self, Canvas(settings.size), int(settings.cache_gb * 2**30))
         self.bank.views = self
+        self._pasted_label = lru_cache(KEPT)(lambda id: self._paste(id)[1])
 
     @classmethod
     def open(
@@ -244,7 +247,7 @@ class Parts:
     def label(self, id: str, role: str, target: int = 0) -> np.ndarray:
         """uint8 [H, W] of class ids as a loss may see it: base frames without novel classes, supports with theirs."""
         if id in self.pasted:
-            return self._paste(id)[1]
+            return self._pasted_label(id)
         if id in self.files:
             return read_png(self.files[id]["label"])
         label = self.frames.label(id)

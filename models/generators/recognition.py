@@ -24,14 +24,17 @@ from models.generators.toy_pipeline import as_tensor
 
 FILE = "recogniser.json"
 LAYERS = 6  # of one level
+FAINTEST = 0.02  # deviation of light that counts as contrast, of pictures in -1..1
 
 
 @dataclass(frozen=True)
 class RecogniserSettings:
-    """widths: channels, halved in size level by level. held_out: share of the pictures, the last ones, that it is
-    measured on."""
+    """widths: channels, halved in size level by level. colour: whether it sees colour, or only light and shade; a class
+    that has a usual colour is soon known by it, and a coloured blob then passes for any shape. held_out: share of the
+    pictures, the last ones, that it is measured on."""
 
     widths: tuple[int, ...] = (24, 48, 96, 96)
+    colour: bool = True
     steps: int = 900
     batch: int = 32
     rate: float = 3e-3
@@ -44,7 +47,7 @@ class Recogniser(nn.Module):
 
     def __init__(self, classes: int, settings: RecogniserSettings) -> None:
         super().__init__()
-        self.settings, inside = settings, (3, *settings.widths)
+        self.settings, inside = settings, (3 if settings.colour else 1, *settings.widths)
         self.levels = nn.Sequential(*(
             layer for n, width in enumerate(settings.widths)
             for layer in (nn.Conv2d(inside[n], width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
@@ -63,11 +66,18 @@ class Recogniser(nn.Module):
 
     def describe(self, pictures: Tensor) -> Tensor:
         """What it sees, cell by cell, before its last level: [B, `described`, H/8, W/8] with the usual four levels."""
-        return self.levels[: len(self.levels) - LAYERS](pictures)
+        return self.levels[: len(self.levels) - LAYERS](self.sees(pictures))
+
+    def sees(self, pictures: Tensor) -> Tensor:
+        """The pictures [B, 3, H, W], or without colour their light alone [B, 1, H, W], of mean 0 and deviation 1."""
+        if self.settings.colour:
+            return pictures
+        light = pictures.mean(1, keepdim=True)
+        return (light - light.mean((2, 3), keepdim=True)) / (light.std((2, 3), keepdim=True) + FAINTEST)
 
     def read(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [B, K], unit rows [B, d]: what is seen anywhere, less what is usually seen)."""
-        maps = self.levels(pictures)
+        maps = self.levels(self.sees(pictures))
         return self.classify(maps).amax((2, 3)), normalize(maps.amax((2, 3)) - self.usual, dim=1)
 
 
@@ -95,7 +105,7 @@ def fit_recogniser(
 
     run(fitting, losses_at, tell)
     with torch.no_grad():
-        model.usual.copy_(model.levels(as_tensor(pictures[:256])).amax((2, 3)).mean(0))
+        model.usual.copy_(model.levels(model.sees(as_tensor(pictures[:256]))).amax((2, 3)).mean(0))
 
 
 def held_in(total: int, settings: RecogniserSettings) -> int:

@@ -1,5 +1,7 @@
 """The toy world's judge: it learns names from captioned pictures, and says whether a picture shows what was asked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_it_learns_what_pictures_show(judge):
     alone = shown.sum(1) == 1
     assert recognised(judge.model, pictures[alone], shown[alone].argmax(1)) > 0.95
     assert recognised(judge.model, pictures[alone], (shown[alone].argmax(1) + 1) % 3) < 0.05
+
+
+def test_a_judge_without_colour_sees_light_and_shade_alone():
+    """Where classes are colours it is lost; neither which colours nor how bright moves what it says."""
+    pictures, shown = spots(120)
+    model = build_recogniser(3, replace(SETTINGS, colour=False))
+    fit_recogniser(model, recogniser_fitting(model), pictures, shown)
+    fresh, known = spots(60, seed=1)
+    alone = known.sum(1) == 1
+    assert recognised(model, fresh[alone], known[alone].argmax(1)) < 0.7
+    blind = ToyJudge(model, CLASSES)
+    said, again = (blind.margins(part, CLASSES, 0) for part in (fresh, fresh[..., ::-1] - 80))
+    assert np.allclose(said[0], again[0], atol=1e-3) and np.allclose(said[1], again[1], atol=1e-3)
+    assert model.describe(torch.zeros(2, 3, 32, 32)).shape == (2, 8, 16, 16)
 
 
 def test_the_last_pictures_are_held_out():
