@@ -146,7 +146,7 @@ def compared(recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, one: Lesson) 
 
 def learn(recipe: GeneralisedRecipe, frames: Ref, encoder: Ref, one: Lesson) -> Ref:
     """The joint model of the last step that needs no real masks, with checkpoints."""
-    step = [step for step in recipe.steps if not step.truth][-1]
+    step = [step for step in recipe.steps if not step.truth and not step.control][-1]
     synthetic, train = one.synthetic.get(step.source), replace(recipe.train, seed=one.seed)
     return train_joint(
         frames, encoder, one.base, synthetic, one.supports, train, one.fold, recipe.compute, upto=step.upto,

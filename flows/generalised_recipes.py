@@ -33,6 +33,8 @@ from tasks.train_generalised import GeneralisedSettings
 
 STEPS = (
     Course("supports", "K supports of each novel class, nothing else"),
+    Course("pasted_supports", "control: what the supports show pasted on base frames, no pictures", paste=True,
+           control=True),
     Course("names", "+ pictures of the class names alone, labels as predicted", "names", "predict"),
     Course("hdig", "+ prompts that differ (HDIG)", "grammar", "predict"),
     Course("ape", "+ labels filtered and relabelled (APE)", "grammar", "ape"),

@@ -39,8 +39,8 @@ CHECK_EVERY = 20
 class Course:
     """What one step trains on beside base frames and supports. source: whose pictures ("" for none), by the proposer of
     their prompts. upto: how far their labels go (`models.labelling.LAST`). truth: the real training frames of the novel
-    classes, with their masks. paste: what the pictures show comes pasted on base frames, too (`models.paste`), which is
-    not the paper's."""
+    classes, with their masks. paste: what the pictures show, or without a source what the supports show, comes pasted
+    on base frames (`models.paste`), which is not the paper's. control: no step that others build on."""
 
     name: str
     about: str = ""
@@ -48,6 +48,7 @@ class Course:
     upto: str = "sabr"
     truth: bool = False
     paste: bool = False
+    control: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Classroom:
         pair = () if row["source"] is None else self.pairs[row["source"]]
         chosen = self.frames, self.encoder, pair, self.train, self.fold
         told = row["truth"], row["upto"], row["paste"]
-        joint = Joint(Parts(*chosen, *told, self.bank), self.base, self.train, self.supports)
+        parts = Parts(*chosen, *told, self.supports, self.bank)
+        joint = Joint(parts, self.base, self.train, self.supports)
         for step in range(self.train.joint.steps):
             losses = joint.step(step)
             if step % CHECK_EVERY == 0 and not torch.isfinite(losses["loss"]):

@@ -17,7 +17,7 @@ from tasks.compare_generalised import Course
 PROTOCOL = "diam"
 METRICS = ("base", "novel", "harmonic")
 REFERENCES = ("supports", "previous")
-"""What a step is measured against: the first row, and the row before it."""
+"""What a step is measured against: the first row, and the step before it, which controls are not."""
 
 
 def tabulate_generalised(scores: pd.DataFrame, steps: Sequence[Course]) -> pd.DataFrame:
@@ -28,10 +28,11 @@ def tabulate_generalised(scores: pd.DataFrame, steps: Sequence[Course]) -> pd.Da
     """
     novel = {step.name: _novel(scores, step.name) for step in steps}
     ceiling = next((novel[step.name].mean() for step in steps if step.truth), float("nan"))
-    rows = []
-    for n, step in enumerate(steps):
+    rows, previous = [], None
+    for step in steps:
         row = {"row": step.name, "about": step.about} | _metrics(scores, step.name)
-        references = {"supports": steps[0].name, "previous": steps[n - 1].name if n and not step.truth else None}
+        references = {"supports": steps[0].name, "previous": None if step.truth or step.control else previous}
+        previous = previous if step.control else step.name
         for name, reference in references.items():
             row |= _gain(name, novel[step.name] - novel[reference] if reference not in (None, step.name) else None)
         closed = 100 * gap_closed(novel[steps[0].name].mean(), novel[step.name].mean(), ceiling)

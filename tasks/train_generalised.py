@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ CODE = ("tasks.train_generalised", "models.backbone", "models.segmenters.general
         "models.segmenters.pspnet", "models.losses", "models.views", "models.episode", "models.geometry",
         "models.paste")
 LOG_EVERY = 20
-PASTED = 3  # frames that what a picture shows comes pasted on
+PASTED, PASTED_SUPPORT = 3, 100  # frames that what a picture shows, or without pictures a support, comes pasted on
 KEPT = 1024  # labels of pasted pictures, a byte a pixel
 
 
@@ -86,7 +87,7 @@ class BaseJob:
 class JointJob:
     """supports: novel class -> ids. truth: real training frames with their masks take the place of synthetic ones.
     upto: how far the labelling went whose labels are learnt from (`models.labelling.LAST`). paste: what synthetic
-    pictures show comes pasted on base frames, too (`models.paste`)."""
+    pictures show, or where there are none what the supports show, comes pasted on base frames (`models.paste`)."""
 
     settings: GeneralisedSettings
     fold: int
@@ -114,7 +115,7 @@ def train_joint(
     """The model of one fold and one list of supports; kind "generalised". synthetic: the pictures (`tasks.imagine`) and
     their labels (`tasks.label`), or None for supports alone. truth: the ceiling, every training frame of the novel
     classes with its real mask. upto: which of the labels. paste: what the pictures show comes pasted on base
-    frames, too."""
+    frames, too; where there are none, what the supports show."""
     job = JointJob(settings, fold, {k: tuple(ids) for k, ids in supports.items()}, truth, upto, paste)
     inputs = [frames, encoder, base, *(synthetic or ())]
     return fit(joint_loop, "generalised", inputs, job, CODE, compute)
@@ -143,7 +144,7 @@ def joint_loop(config: dict) -> None:
     """Every step: base, synthetic and support frames in one batch, one step of the joint loss."""
     job: JointJob = config["settings"]
     settings, told = job.settings, (job.truth, job.upto, job.paste)
-    parts = Parts.open(config["folders"], settings, job.fold, *told)
+    parts = Parts.open(config["folders"], settings, job.fold, *told, job.supports)
     joint = Joint(parts, config["folders"][2], settings, job.supports)
     checkpoints = Checkpoints(config, settings.joint.steps, model=joint.model, optimiser=joint.optimiser)
     for step in range(checkpoints.restore(), settings.joint.steps):
@@ -188,12 +189,14 @@ class Parts:
 
     synthetic: novel class -> ids of the pictures that are fit for training, by their labels at the end of `upto`. It
     stands in for `models.views.Views` in the feature bank; `bank`: one to share, which then reads these pictures.
-    paste: beside each synthetic picture, what it shows is pasted on a few base frames, the same at every step.
+    paste: beside each synthetic picture, what it shows is pasted on a few base frames, the same at every step; without
+    synthetic pictures, what each of the supports (novel class -> ids) shows.
     """
 
     def __init__(
         self, frames: Frames, encoder: Encoder, synthetic: Sequence[Path], settings: GeneralisedSettings, fold: int,
-        truth: bool = False, upto: str = "sabr", paste: bool = False, bank: FeatureBank | None = None,
+        truth: bool = False, upto: str = "sabr", paste: bool = False,
+        supports: Mapping[int, Sequence[str]] = MappingProxyType({}), bank: FeatureBank | None = None,
     ) -> None:
         self.frames, self.settings, self.encoder, self.last = frames, settings, encoder, LAST[upto]
         self.space = ClassSpace(frames.base(fold), frames.novel(fold))
@@ -202,9 +205,11 @@ class Parts:
         self.pasted: dict[str, tuple[str, str, int]] = {}
         self.synthetic: dict[int, list[str]] = {k: [] for k in self.space.novel}
         if synthetic:
-            self._list(*synthetic, paste)
+            self._list(*synthetic)
         elif truth:
             self.synthetic |= class_index(frames, self.space.novel)
+        if paste:
+            self._place(self.synthetic if synthetic else supports, PASTED if synthetic else PASTED_SUPPORT)
         self.device = encoder.mean.device
         self.bank = bank or FeatureBank(encoder, self, Canvas(settings.size), int(settings.cache_gb * 2**30))
         self.bank.views = self
@@ -213,27 +218,30 @@ class Parts:
     @classmethod
     def open(
         cls, folders: Sequence[Path], settings: GeneralisedSettings, fold: int, truth: bool = False, upto: str = "sabr",
-        paste: bool = False,
+        paste: bool = False, supports: Mapping[int, Sequence[str]] = MappingProxyType({}),
     ) -> Parts:
         encoder = load_encoder(folders[1]).to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto, paste)
+        return cls(Frames.open(folders[0]), encoder, folders[3:], settings, fold, truth, upto, paste, supports)
 
-    def _list(self, imagined: Path, labelled: Path, paste: bool) -> None:
-        """Note the synthetic pictures whose labels are fit for training, and on which frame each is pasted."""
+    def _list(self, imagined: Path, labelled: Path) -> None:
+        """Note the synthetic pictures whose labels are fit for training."""
         for row in unfold(pd.read_parquet(labelled / "rows.parquet"), LABEL_COLUMNS).to_dict("records"):
             if row["statuses"][self.last] == "ok":
                 path = labelled / row["labels"][self.last]
                 self.files[row["id"]] = {"picture": imagined / row["picture"], "label": path}
-                k, id = int(row["class_id"]), row["id"]
-                self.synthetic[k].append(id)
-                for name in (f"{id}-pasted{n}" for n in range(PASTED if paste else 0)):
-                    self.pasted[name] = id, self.base[number(name) % len(self.base)], k
-                    self.synthetic[k].append(name)
+                self.synthetic[int(row["class_id"])].append(row["id"])
+
+    def _place(self, sources: Mapping[int, Sequence[str]], frames: int) -> None:
+        """Note on which base frames what each source shows is pasted."""
+        for k, ids in sources.items():
+            names = [(f"{id}-{k}-pasted{n}", id) for id in dict.fromkeys(ids) for n in range(frames)]
+            self.pasted |= {name: (id, self.base[number(name) % len(self.base)], k) for name, id in names}
+            self.synthetic[k] = [*self.synthetic[k], *(name for name, _ in names)]
 
     def _paste(self, id: str) -> tuple[np.ndarray, np.ndarray]:
-        """A frame with what a synthetic picture shows, and its label."""
+        """A frame with what a synthetic picture or a support shows, and its label."""
         source, frame, k = self.pasted[id]
-        picture, mask = read_png(self.files[source]["picture"]), read_png(self.files[source]["label"]) == k
+        picture, mask = self.picture(source, "support"), self.label(source, "support", k) == k
         return paste(self.picture(frame, "base"), self.label(frame, "base"), picture, mask, k, id)
 
     def picture(self, id: str, role: str) -> np.ndarray:

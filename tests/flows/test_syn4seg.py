@@ -24,11 +24,12 @@ def test_the_steps_are_compared_on_every_seed_and_nothing_is_made_twice(here):
     generalised.fn(TINY)
     before = len(shards.drawn)
     found = study.fn("syn4seg", TINY, (5, 6))
-    assert [row["row"] for row in found.rows] == ["supports", "hdig", "ape", "sabr", "paste", "real_masks"]
+    steps = ["supports", "pasted_supports", "hdig", "ape", "sabr", "paste", "real_masks"]
+    assert [row["row"] for row in found.rows] == steps
     assert all(row["runs"] == 2 and row["novel_low"] is not None for row in found.rows)
     assert found.references == ("supports", "previous") and json.dumps(found.as_dict(), allow_nan=False)
     cells = [name for name in shards.drawn[before:] if not name.startswith(("batch", "t"))]
-    assert cells == ["supports", "hdig", "ape", "sabr", "paste", "real_masks"], "those of the night's seed are found"
+    assert cells == steps, "those of the night's seed are found"
     assert loops.ran == ["generalised_base", "foundation", "generalised"]
     table = pd.read_parquet(found.report["table.parquet"])
     assert {"base", "novel", "harmonic", "over_supports", "over_previous", "closed"} <= set(table.columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -48,6 +50,13 @@ def test_the_gap_is_closed_between_supports_and_real_masks(table):
     assert table["closed"].tolist() == [0.0, 25.0, 25.0, 100.0]
     without = tabulate_generalised(scores(), STEPS[:3])
     assert without["closed"].isna().all()
+
+
+def test_no_step_builds_on_a_control():
+    """The second of three is one: the third adds to the first, and the control to nothing."""
+    marked = tabulate_generalised(scores(), (STEPS[0], replace(STEPS[1], control=True), *STEPS[2:])).set_index("row")
+    assert marked["over_previous"]["sabr"] == 10.0 == marked["over_supports"]["sabr"]
+    assert pd.isna(marked["over_previous"]["hdig"]) and marked["over_supports"]["hdig"] == 10.0
 
 
 def test_one_seed_has_no_interval():

@@ -16,7 +16,15 @@ from models.pseudolabels import IGNORE
 from models.segmenters.generalised import load_model
 from models.segmenters.joint import JointSettings
 from tasks import train_generalised
-from tasks.train_generalised import BaseJob, GeneralisedSettings, JointJob, Parts, base_loop, joint_loop
+from tasks.train_generalised import (
+    PASTED_SUPPORT,
+    BaseJob,
+    GeneralisedSettings,
+    JointJob,
+    Parts,
+    base_loop,
+    joint_loop,
+)
 from tests.models.drawn import ENCODER, SIZE, drawn_frames, tiny_encoder
 
 FOLD = 0
@@ -130,8 +138,7 @@ def test_what_pictures_show_may_come_pasted_on_base_frames_without_a_novel_pixel
     novel = frames.novel(FOLD)
     every = Parts(frames, parts.encoder, synthetic, SETTINGS, FOLD, paste=True, bank=parts.bank)
     assert {k: ids for k, ids in every.synthetic.items() if ids} == {
-        novel[0]: ["p0", "p0-pasted0", "p0-pasted1", "p0-pasted2"],
-        novel[1]: ["p1", "p1-pasted0", "p1-pasted1", "p1-pasted2"]}, "beside the pictures as they are"
+        novel[n]: [f"p{n}", *(f"p{n}-{novel[n]}-pasted{m}" for m in range(3))] for n in (0, 1)}, "beside the pictures"
     for id, (_, frame, k) in every.pasted.items():
         assert frame in frames.ids("train")
         picture, label, truth = every.picture(id, "synthetic"), every.label(id, "synthetic"), frames.label(frame)
@@ -141,6 +148,23 @@ def test_what_pictures_show_may_come_pasted_on_base_frames_without_a_novel_pixel
         keys = [("synthetic", id, k), ("base", frame, 0)]
         features, seen, _ = every.batch(keys)
         assert torch.equal(features.mid, every.batch(keys)[0].mid) and every.space.ids.index(k) in seen[0]
+    parts.bank.views = parts
+
+
+def test_without_pictures_it_is_the_supports_that_are_pasted(parts, frames, supports, synthetic):
+    bare = Parts(frames, parts.encoder, (), SETTINGS, FOLD, paste=True, supports=supports, bank=parts.bank)
+    assert {k: len(ids) for k, ids in bare.synthetic.items()} == {
+        k: PASTED_SUPPORT * len(ids) for k, ids in supports.items()}
+    for k, (id, *_) in supports.items():
+        name = bare.synthetic[k][0]
+        source, frame, own = bare.pasted[name]
+        label, truth = bare.label(name, "synthetic"), frames.label(frame)
+        assert (source, own) == (id, k) and (label == k).any() and set(np.unique(label)) & set(supports) == {k}
+        assert (label[np.isin(truth, frames.novel(FOLD)) & (label != k)] % IGNORE == 0).all(), "no other novel pixel"
+        assert bare.label(name, "synthetic") is label, "worked out once"
+    drawn = Parts(frames, parts.encoder, synthetic, SETTINGS, FOLD, paste=True, supports=supports, bank=parts.bank)
+    sources = {source for source, *_ in drawn.pasted.values()}
+    assert sources == {"p0", "p1"} and not sources & {id for ids in supports.values() for id in ids}
     parts.bank.views = parts
 
 
