@@ -123,16 +123,17 @@ def _plan(name: str, config: dict) -> ray.train.RunConfig:
 
     files, path = filesystem(config["place"])
     environment = {name: value for name, value in os.environ.items() if FORWARDED.match(name)}
-    threads = str(config["threads"])
+    # A loop runs in a thread of its own and asks for its threads there (`_Worker`). What the main thread starts with
+    # stands beside them: with more threads than cores, libgomp's no longer wait awake, and small steps take half as
+    # long again.
+    alone = {"THERMOFUSE_HOME": str(places.home()), "OMP_NUM_THREADS": "1"}
     return RunConfig(
         name=name,
         storage_path=path.rsplit("/", 1)[0],
         storage_filesystem=files,
         failure_config=FailureConfig(max_failures=3),
         checkpoint_config=CheckpointConfig(num_to_keep=2),
-        worker_runtime_env={
-            "env_vars": {**environment, "THERMOFUSE_HOME": str(places.home()), "OMP_NUM_THREADS": threads}
-        },
+        worker_runtime_env={"env_vars": {**environment, **alone}},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -81,6 +82,17 @@ def test_a_loss_that_is_not_finite_names_its_step(ray_local, thermofuse_home, tm
     with pytest.raises(StageFailed, match="loss is nan at step 6"):
         train(seed=1, nan_at=6)
     assert not any((tmp_path / "store" / "training").iterdir()), "it would fail again at the same step"
+
+
+def threads(config: dict) -> None:
+    told = {"process": os.environ["OMP_NUM_THREADS"], "loop": torch.get_num_threads()}
+    Checkpoints(config, 1).finish(lambda folder: (folder / "threads.json").write_text(json.dumps(told)))
+
+
+def test_a_loop_has_its_threads_to_itself(ray_local, thermofuse_home):
+    """A second pool of them in the main thread would outnumber the cores, and both would fall asleep at every wait."""
+    found = fit(threads, "threads", [], {}, [], Compute(train_threads=2))
+    assert json.loads((places.store().local(found) / "threads.json").read_text()) == {"process": "1", "loop": 2}
 
 
 def test_seeds_depend_on_seed_step_and_rank():
