@@ -123,9 +123,8 @@ def _plan(name: str, config: dict) -> ray.train.RunConfig:
 
     files, path = filesystem(config["place"])
     environment = {name: value for name, value in os.environ.items() if FORWARDED.match(name)}
-    # A loop runs in a thread of its own and asks for its threads there (`_Worker`). What the main thread starts with
-    # stands beside them: with more threads than cores, libgomp's no longer wait awake, and small steps take half as
-    # long again.
+    # A loop runs in a thread of its own and asks for its threads there (`_Worker`). A pool that the main thread starts
+    # would stand beside them, and with more threads than cores libgomp's sleep at every wait.
     alone = {"THERMOFUSE_HOME": str(places.home()), "OMP_NUM_THREADS": "1"}
     return RunConfig(
         name=name,

@@ -90,7 +90,7 @@ def threads(config: dict) -> None:
 
 
 def test_a_loop_has_its_threads_to_itself(ray_local, thermofuse_home):
-    """A second pool of them in the main thread would outnumber the cores, and both would fall asleep at every wait."""
+    """A second pool of them in the main thread would outnumber the cores."""
     found = fit(threads, "threads", [], {}, [], Compute(train_threads=2))
     assert json.loads((places.store().local(found) / "threads.json").read_text()) == {"process": "1", "loop": 2}
 
