@@ -47,8 +47,12 @@ class Plan:
 
 
 def ablation(recipe: Recipe, visible: bool) -> Plan:
-    """GenFusion's four methods, and what else might explain a gain: two looks at one picture, luck, the base map."""
-    meta, base = published(recipe), recipe.base
+    """GenFusion's four methods, and what else might explain a gain: two looks at one picture, luck, the base map.
+
+    What goes beyond the paper, pseudo-classes and a learnt metric, has rows of its own, each beside one stream that has
+    it, too.
+    """
+    meta, base, metric = published(recipe), recipe.base, recipe.meta.expert.anchored.metric
     share = asked_share(recipe)
     palettes = (
         Palette(recipe.translate, base),
@@ -57,22 +61,32 @@ def ablation(recipe: Recipe, visible: bool) -> Plan:
         Palette(replace(recipe.translate, seed=recipe.translate.seed + 1), base),
     )
     other = "F1" if meta.expert.fusion == "F2" else "F2"
-    both = replace(meta, streams=(AUGMENTED, RGB))
+    alone, both = replace(meta, streams=(ALONE,)), replace(meta, streams=(AUGMENTED, RGB))
+    asking = f"{share:.0%} of the batches asking for pseudo-classes"
     variants = [
-        Variant("baseline", "infrared alone", replace(meta, streams=(ALONE,)), 1),
+        Variant("baseline", "infrared alone", alone, 1),
         Variant("method1", "infrared with lightness pictures in training", replace(meta, streams=(AUGMENTED,))),
         Variant("method2", "synthetic RGB alone", replace(meta, streams=(RGB,)), 2),
         Variant("method3", f"infrared and synthetic RGB, fused by {meta.expert.fusion}", both),
         Variant("replicated", "method3 whose second stream sees infrared", replace(both, streams=(AUGMENTED, COPY))),
         Variant("other_seed", "method3 with translators of another seed", both, 3),
-        Variant("self_supervised", f"method3, {share:.0%} of the batches asking for pseudo-classes",
-                replace(both, pseudo_share=share)),
         Variant("no_base", "method3 without the base map", _expert(both, use_base=False)),
         Variant(other.lower(), f"method3 fused by {other}", _expert(both, fusion=other)),
+        Variant("self_supervised_alone", f"infrared alone, {asking}", replace(alone, pseudo_share=share), 1),
+        Variant("self_supervised", f"method3, {asking}", replace(both, pseudo_share=share)),
+        Variant("self_supervised_three", f"method3 with lightness as a third stream, {asking}",
+                replace(both, streams=(AUGMENTED, LIGHTNESS, RGB), pseudo_share=share)),
     ]
+    if metric:
+        variants += [
+            Variant("measured_alone", "infrared alone with a learnt metric", _measured(alone, metric), 1),
+            Variant("measured", "method3 with a learnt metric", _measured(both, metric)),
+        ]
     if visible:
-        seen = replace(meta, streams=(AUGMENTED, VISIBLE))
-        variants.append(Variant("visible", "method3 with the real visible picture in place of the synthetic", seen))
+        seen, about = replace(meta, streams=(AUGMENTED, VISIBLE)), "the real visible picture in place of the synthetic"
+        variants.append(Variant("visible", f"method3 with {about}", seen))
+        if metric:
+            variants.append(Variant("measured_visible", f"a learnt metric, {about}", _measured(seen, metric)))
     controls = _controls({"prototype": ("baseline", "prototype"), "prototype_both": ("method3", "prototype")})
     return _plan(variants, palettes, ("prototype", "baseline", "replicated"), controls)
 
@@ -156,8 +170,9 @@ def fused(recipe: Recipe, visible: bool) -> Plan:
 
 
 def published(recipe: Recipe) -> MetaSettings:
-    """The recipe's settings without pseudo-classes, which GenFusion lacks: rows of several studies compare."""
-    return replace(recipe.meta, pseudo_share=0.0)
+    """The recipe's settings without pseudo-classes and learnt metric, which GenFusion lacks: rows of several studies
+    compare."""
+    return _measured(replace(recipe.meta, pseudo_share=0.0), 0)
 
 
 def asked_share(recipe: Recipe) -> float:
@@ -167,6 +182,10 @@ def asked_share(recipe: Recipe) -> float:
 
 def _expert(meta: MetaSettings, **changes) -> MetaSettings:
     return replace(meta, expert=replace(meta.expert, **changes))
+
+
+def _measured(meta: MetaSettings, metric: int) -> MetaSettings:
+    return _expert(meta, anchored=replace(meta.expert.anchored, metric=metric))
 
 
 def _controls(streams: dict[str, tuple[str, str]]) -> list[Row]:

@@ -32,7 +32,7 @@ from tasks.synthesise import synthesise
 CODE = (
     "tasks.evaluate", "models.backbone", "models.encoders", "models.views", "models.geometry", "models.metrics",
     "models.segmenters.episodes", "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.anchored",
-    "models.segmenters.msanet", "models.segmenters.prototype", "models.segmenters.pspnet",
+    "models.segmenters.metric", "models.segmenters.msanet", "models.segmenters.prototype", "models.segmenters.pspnet",
     "models.segmenters.similarity",
 )
 

@@ -40,7 +40,7 @@ CODE = (
     "tasks.train_meta", "models.backbone", "models.encoders", "models.views", "models.losses", "models.episode",
     "models.geometry", "models.metrics", "models.pseudolabels", "models.segmenters.episodes",
     "models.segmenters.expert", "models.segmenters.fusion", "models.segmenters.desk", "models.segmenters.lessons",
-    "models.segmenters.anchored", "models.segmenters.msanet", "models.segmenters.prototype",
+    "models.segmenters.anchored", "models.segmenters.metric", "models.segmenters.msanet", "models.segmenters.prototype",
     "models.segmenters.pspnet", "models.segmenters.similarity", "models.pseudoclasses",
 )
 

@@ -4,9 +4,9 @@ Prototype, prior and multi-similarity as in BAM (arXiv 2203.07615 §3.3) and MSA
 in `msanet.py`. Two things differ from the papers, because with a handful of base classes their decoder memorises them:
 
 - the output is `anchor + correction`. The anchor weighs two margins of foreground over background, of prototypes and of
-  nearest cells, and a threshold: it starts as the training-free `Prototype` control. The correction starts at exactly
-  zero and may be left out. Training moves away from the control, and model selection on held-out base classes may
-  send it back;
+  nearest cells, and a threshold: it starts as the training-free `Prototype` control. The margin of a learnt metric
+  (`metric.py`) may be added, and a correction; both start at exactly zero. Training moves away from the control, and
+  model selection on held-out base classes may send it back;
 - similarities go through an ASPP decoder, and raw query features are a setting (`raw_width`), off by default:
   similarities say nothing about which class it is.
 
@@ -24,6 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from models.backbone import LEVELS, Features, Wants
 from models.errors import UsageError
+from models.segmenters.metric import LearntMetric
 from models.segmenters.prototype import BACKGROUND, FOREGROUND, NEAR_BACKGROUND, NEAR_FOREGROUND, SCALE, Prototype
 from models.segmenters.similarity import SoftMask, evidence, prototype, style_discrepancy, to_grid
 
@@ -36,13 +37,15 @@ class AnchoredSettings:
     """width: channels of the decoder (256 in the papers). raw_width: channels of reduced query features and of the
     tiled prototype (256 in the papers, 0 leaves both out). rates: dilations of the decoder's 3x3 branches.
     dropout: share of evidence maps dropped as a whole in training. correction: False keeps only the anchor, which has
-    no use for raw features."""
+    no use for raw features. metric: channels of each level in a learnt metric, whose margin joins the anchor's; 0
+    leaves it out."""
 
     width: int = 32
     raw_width: int = 0
     rates: tuple[int, ...] = (1, 3, 6)
     dropout: float = 0.1
     correction: bool = True
+    metric: int = 0
 
     def __post_init__(self) -> None:
         if self.raw_width and not self.correction:
@@ -60,6 +63,9 @@ class Anchored(nn.Module):
         self.raw_width = settings.raw_width
         self.mix = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.threshold = nn.Parameter(torch.zeros(()))
+        self.metric = LearntMetric(channels, settings.metric) if settings.metric else None
+        if self.metric:
+            self.trust = nn.Parameter(torch.zeros(()))
         if self.raw_width:
             self.reduce = nn.Conv2d(channels[1] + channels[2], self.raw_width, 1, bias=False)
         self.correct = _Decoder(maps + 1 + 2 * self.raw_width, settings) if settings.correction else None
@@ -78,12 +84,21 @@ class Anchored(nn.Module):
         maps = evidence(query[:3], shown, mask, every_level=self.correct is not None)
         psi = style_discrepancy(to_grid(query[:1], grid)[0], shown[0]).mean(1)
         raw = self._raw(to_grid(query[:3], grid), shown, mask) if self.raw_width else None
-        logits = self.from_evidence(maps, base, raw)
+        logits = self.from_evidence(maps, base, raw, self.measure(query, support, mask))
         return logits, psi, Prototype.from_evidence(maps)
 
-    def from_evidence(self, maps: Tensor, base: Tensor, raw: Tensor | None = None) -> Tensor:
-        """Logits [B, 2, h, w] from evidence [B, E, h, w], base map and, if used, raw maps [B, 2·raw_width, h, w]."""
+    def measure(self, query: Features, support: Features, mask: SoftMask) -> Tensor | None:
+        """The learnt metric's margin [B, h, w] of features as in `forward`; None where there is no such metric."""
+        return self.metric(query, support, mask) if self.metric else None
+
+    def from_evidence(
+        self, maps: Tensor, base: Tensor, raw: Tensor | None = None, measured: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, 2, h, w] from evidence [B, E, h, w] and base map; from raw maps [B, 2·raw_width, h, w] and the
+        learnt metric's margin [B, h, w] where they are used."""
         score = self.anchor(maps)
+        if measured is not None:
+            score = score + SCALE * (self.trust * measured)[:, None]
         if self.correct is not None:
             score = score + self.correct(torch.cat([maps, base] if raw is None else [maps, base, raw], 1))
         return torch.cat([-score / 2, score / 2], 1)

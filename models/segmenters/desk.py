@@ -16,22 +16,25 @@ import torch
 from torch import Tensor
 
 from models.episode import EpisodeKey
-from models.segmenters.episodes import BaseMemory, Batch, gather
+from models.segmenters.episodes import BaseMemory, Batch, gather, levels_of
 from models.segmenters.expert import Expert
 from models.segmenters.fusion import EnsembleOut
+from models.segmenters.metric import Shown
 from models.segmenters.pspnet import base_map
 from models.segmenters.similarity import evidence, soft_mask, style_discrepancy, to_grid
 from models.views import FeatureBank, episode_mask
 
 
 class Evidence(NamedTuple):
-    """maps [B, V, E, h, w], ψ [B, V], P_b [B, 1, h, w], own [B]; targets uint8 [V, B, H, W]."""
+    """maps [B, V, E, h, w], ψ [B, V], P_b [B, 1, h, w], own [B]; targets uint8 [V, B, H, W]; shown: for experts that
+    measure."""
 
     maps: Tensor
     psi: Tensor
     base: Tensor
     own: Tensor
     targets: Tensor
+    shown: Shown | None = None
 
 
 class Question(NamedTuple):
@@ -93,7 +96,16 @@ class Desk:
         maps, psi = (torch.stack([torch.stack([pair[n] for pair in row]) for row in read]) for n in (0, 1))
         targets = [[self._mask(e.query, e.label, layer, novel, policy) for e in episodes] for layer in layers]
         stacked = torch.stack([torch.stack(row) for row in targets]).to(self.bank.device)
-        return Evidence(maps, psi, self._base(expert, fold, episodes, layers[0], own), own, stacked)
+        measured = self._shown(episodes, layers, *shown) if expert.measures else None
+        return Evidence(maps, psi, self._base(expert, fold, episodes, layers[0], own), own, stacked, measured)
+
+    def _shown(self, episodes: Sequence[EpisodeKey], layers: Sequence[str], shown: str, novel, policy) -> Shown:
+        masks = torch.stack([self._shots(e, shown, novel, policy) for e in episodes])
+        return Shown(*levels_of(self.bank, episodes, layers), soft_mask(masks.to(self.bank.device), self.bank.grid))
+
+    def _shots(self, e: EpisodeKey, shown: str, novel: Sequence[int], policy: str) -> Tensor:
+        """Masks [K, H, W] of the supports."""
+        return torch.stack([self._mask(id, e.label, shown, novel, policy) for id in e.supports])
 
     @torch.no_grad()
     def _read(self, every_level: bool, e: EpisodeKey, layer: str, shown: str, novel, policy) -> tuple[Tensor, Tensor]:
@@ -104,7 +116,7 @@ class Desk:
         levels = self.bank.get([(id, layer) for id in (e.query, *e.supports)])[:3]
         query = [level[:1] for level in levels]
         support = to_grid([level[1:][None] for level in levels], self.bank.grid)
-        masks = torch.stack([self._mask(id, e.label, shown, novel, policy) for id in e.supports])[None]
+        masks = self._shots(e, shown, novel, policy)[None]
         maps = evidence(query, support, soft_mask(masks.to(self.bank.device), self.bank.grid), every_level)[0]
         found = maps, style_discrepancy(to_grid(query[:1], self.bank.grid)[0], support[0]).mean(1)[0]
         self.shelf.keep(key, found, maps.nbytes)
@@ -128,5 +140,5 @@ class Desk:
 
 def answer(expert: Expert, laid: Evidence | Question) -> EnsembleOut:
     if isinstance(laid, Evidence):
-        return expert.decide(laid.maps, laid.psi, laid.base)
+        return expert.decide(laid.maps, laid.psi, laid.base, laid.shown)
     return expert(laid.batch.query, laid.batch.support, laid.batch.masks, laid.own, laid.base)

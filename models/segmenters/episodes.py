@@ -32,9 +32,28 @@ def gather(
     bank: FeatureBank, episodes: Sequence[EpisodeKey], layers: Sequence[str], novel: Sequence[int] = (),
     policy: str = "ignore",
 ) -> Batch:
-    """Features and masks of `episodes`; stream v reads layers[v]. Every picture is encoded at most once, together.
+    """Features and masks of `episodes`; stream v reads layers[v].
 
     novel, policy: what training must not see (`models.episode.train_label`); none in testing.
+    """
+    query, support = levels_of(bank, episodes, layers)
+
+    def mask(id: str, label: int, layer: str) -> Tensor:
+        return bank.canvas.label(episode_mask(bank.views.label(id, layer, novel, policy), label))
+
+    shown = torch.stack([mask(id, e.label, layers[0]) for e in episodes for id in e.supports])
+    targets = torch.stack([torch.stack([mask(e.query, e.label, layer) for e in episodes]) for layer in layers])
+    masks = shown.unflatten(0, (len(episodes), -1)).to(bank.device)
+    support = [shown_features(bank.encoder, levels, masks) for levels in support]
+    return Batch(query, support, masks, targets.to(bank.device))
+
+
+def levels_of(
+    bank: FeatureBank, episodes: Sequence[EpisodeKey], layers: Sequence[str]
+) -> tuple[list[Features], list[Features]]:
+    """V entries of the queries' levels [B, c, h', w'] and V of the supports' [B, K, c, h', w'], stream v on layers[v].
+
+    Every picture is encoded at most once, together.
     """
     queries = [episode.query for episode in episodes]
     supports = [id for episode in episodes for id in episode.supports]
@@ -45,15 +64,7 @@ def gather(
         middle = start + len(queries)
         query.append(everything.part(start, middle))
         support.append(everything.part(middle, start + len(names)).shots(len(supports) // len(queries)))
-
-    def mask(id: str, label: int, layer: str) -> Tensor:
-        return bank.canvas.label(episode_mask(bank.views.label(id, layer, novel, policy), label))
-
-    shown = torch.stack([mask(id, e.label, layers[0]) for e in episodes for id in e.supports])
-    targets = torch.stack([torch.stack([mask(e.query, e.label, layer) for e in episodes]) for layer in layers])
-    masks = shown.unflatten(0, (len(queries), -1)).to(bank.device)
-    support = [shown_features(bank.encoder, levels, masks) for levels in support]
-    return Batch(query, support, masks, targets.to(bank.device))
+    return query, support
 
 
 @torch.no_grad()

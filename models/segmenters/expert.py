@@ -17,6 +17,7 @@ from models.backbone import Features, Wants
 from models.errors import UsageError
 from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.fusion import FORMS, EnsembleOut, FusionEnsemble
+from models.segmenters.metric import Shown
 from models.segmenters.msanet import MSANetSettings
 from models.segmenters.prototype import Prototype
 from models.segmenters.pspnet import PSPNet, base_map
@@ -108,10 +109,21 @@ class Expert(nn.Module):
         """Whether its evidence holds maps of single levels."""
         return any(one.correct is not None for one in self.ensemble.learners)
 
-    def decide(self, maps: Tensor, psi: Tensor, base: Tensor) -> EnsembleOut:
-        """The second half of the forward, from evidence [B, V, E, h, w], ψ [B, V] and P_b [B, 1, h, w]."""
-        learners = enumerate(self.ensemble.learners)
-        streams = torch.stack([one.from_evidence(maps[:, v], base) for v, one in learners], 1)
+    @property
+    def measures(self) -> bool:
+        """Whether `decide` needs what the supports show beside evidence: a learner has a metric of its own."""
+        return any(getattr(one, "metric", None) is not None for one in self.ensemble.learners)
+
+    def decide(self, maps: Tensor, psi: Tensor, base: Tensor, shown: Shown | None = None) -> EnsembleOut:
+        """The second half of the forward, from evidence [B, V, E, h, w], ψ [B, V] and P_b [B, 1, h, w]; shown: for
+        those that measure."""
+        learners = list(self.ensemble.learners)
+        measured = [None] * len(learners)
+        if shown is not None:
+            sides = zip(learners, shown.query, shown.support, strict=True)
+            measured = [one.measure(query, support, shown.mask) for one, query, support in sides]
+        pairs = enumerate(zip(learners, measured, strict=True))
+        streams = torch.stack([one.from_evidence(maps[:, v], base, None, margin) for v, (one, margin) in pairs], 1)
         control = torch.stack([Prototype.from_evidence(maps[:, v]) for v in range(maps.shape[1])], 1)
         return EnsembleOut(self.ensemble.fusion(streams, psi, base), streams, psi, control)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flows.plans import PLANS, ablation, fused, mix, modalities, pseudo
-from flows.recipes import RECIPES, smoke, with_fused
+from flows.recipes import RECIPES, demo, smoke, with_fused
 from flows.studies import SEEDS, STUDIES, study
 from models.errors import UsageError
 from models.fusers.settings import FuserSettings
@@ -30,8 +30,13 @@ def test_every_plan_is_sound(plan, recipe, visible):
 def test_the_ablation_holds_every_method_and_control():
     recipe = smoke()
     made = {variant.name: variant for variant in ablation(recipe, True).variants}
-    assert set(made) == {"baseline", "method1", "method2", "method3", "replicated", "other_seed", "self_supervised",
-                         "no_base", "f1", "visible"}  # fmt: skip
+    assert set(made) == {"baseline", "method1", "method2", "method3", "replicated", "other_seed", "no_base", "f1",
+                         "self_supervised_alone", "self_supervised", "self_supervised_three", "visible"}  # fmt: skip
+    layers = {name: [stream.layer for stream in one.meta.streams] for name, one in made.items()}
+    assert layers["self_supervised_three"] == ["infrared", "lightness", "rgb"]
+    for name, beside in {"self_supervised_alone": "baseline", "self_supervised": "method3"}.items():
+        assert made[name].pictures == made[beside].pictures
+        assert replace(made[name].meta, pseudo_share=0.0) == made[beside].meta, "a row beyond the paper adds one thing"
     palettes = ablation(recipe, True).palettes
     assert palettes[made["baseline"].pictures].base.layers == ("infrared",)
     assert [stream.stand_in for stream in made["baseline"].meta.streams] == [None]
@@ -65,10 +70,25 @@ def test_the_published_methods_are_shown_without_pseudo_classes_whatever_the_rec
     recipe = smoke()
     recipe = replace(recipe, meta=replace(recipe.meta, pseudo_share=0.75))
     shares = {variant.name: variant.meta.pseudo_share for variant in ablation(recipe, True).variants}
-    assert shares.pop("self_supervised") == 0.75
+    assert [shares.pop(f"self_supervised{rest}") for rest in ("", "_alone", "_three")] == [0.75] * 3
     others = [*mix(recipe, True).variants, *modalities(recipe, True).variants]
     shares |= {variant.name: variant.meta.pseudo_share for variant in others}
     assert set(shares.values()) == {0.0}
+
+
+def test_a_learnt_metric_has_rows_of_its_own_where_the_recipe_asks_for_one():
+    recipe = demo()
+    found = {variant.name: variant for variant in ablation(recipe, True).variants}
+    widths = {name: one.meta.expert.anchored.metric for name, one in found.items()}
+    pairs = {"measured_alone": "baseline", "measured": "method3", "measured_visible": "visible"}
+    assert {name for name, width in widths.items() if width} == set(pairs) and widths["measured"] == 64
+    for name, beside in pairs.items():
+        meta = found[name].meta
+        without = replace(meta.expert, anchored=replace(meta.expert.anchored, metric=0))
+        assert replace(meta, expert=without) == found[beside].meta and found[name].pictures == found[beside].pictures
+    others = [*mix(recipe, True).variants, *modalities(recipe, True).variants, *pseudo(recipe, True).variants]
+    assert {one.meta.expert.anchored.metric for one in others} == {0}
+    assert not any("measured" in one.name for one in ablation(smoke(), True).variants)
 
 
 def test_mix_and_modalities_change_one_thing_at_a_time():

@@ -13,6 +13,7 @@ from models.segmenters.similarity import SoftMask, evidence, soft_mask, style_di
 
 CHANNELS, GRID = (4, 6, 8), (8, 12)
 FORMS = [AnchoredSettings(width=8, correction=c, raw_width=r) for c, r in ((True, 0), (True, 8), (False, 0))]
+FORMS += [AnchoredSettings(correction=False, metric=5), AnchoredSettings(width=8, raw_width=8, metric=5)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_without_correction_three_numbers_are_all_there_is():
 
 @pytest.mark.parametrize("settings", FORMS, ids=str)
 def test_gradients_reach_every_part(episode, settings):
-    """The correction starts at zero, so its inner layers learn from the second step on."""
+    """Correction and metric weigh nothing at the start, so what is inside learns from the second step on."""
     model = learner(settings).eval()
     target = (torch.rand(2, *GRID, generator=torch.Generator().manual_seed(1)) > 0.5).long()
     for _ in range(2):
@@ -78,8 +79,11 @@ def test_gradients_reach_every_part(episode, settings):
         assert model.mix.grad.abs().min() > 0 and model.threshold.grad.abs() > 0
         if settings.correction:
             assert model.correct.out.weight.grad.abs().sum() > 0
-            with torch.no_grad():
-                for parameter in model.correct.out.parameters():
+        if settings.metric:
+            assert model.trust.grad.abs() > 0
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name == "trust" or name.startswith("correct.out"):
                     parameter -= 0.1 * parameter.grad
     learnt = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert learnt == {name for name, _ in model.named_parameters()}
@@ -113,6 +117,8 @@ def test_the_order_of_supports_changes_nothing(episode, settings):
     model = learner(settings).eval()
     if settings.correction:
         torch.nn.init.normal_(model.correct.out.weight)
+    if settings.metric:
+        model.trust.data.fill_(1.0)
     turned = model(query, Features(*(x.flip(1) for x in support)), SoftMask(*(m.flip(1) for m in mask)), base)
     for found, expected in zip(turned, model(*episode), strict=True):
         assert torch.allclose(found, expected, atol=1e-4)
@@ -122,8 +128,9 @@ def test_the_order_of_supports_changes_nothing(episode, settings):
 def test_a_mask_of_one_kind_gives_no_nan(episode, value):
     query, support, _, base = episode
     mask = soft_mask(torch.full((2, 2, 64, 96), value, dtype=torch.uint8), GRID)
-    model = learner(FORMS[1]).eval()
+    model = learner(FORMS[4]).eval()
     torch.nn.init.normal_(model.correct.out.weight)
+    model.trust.data.fill_(1.0)
     logits, psi, _ = model(query, support, mask, base)
     logits.sum().backward()
     assert logits.isfinite().all() and psi.isfinite().all()

@@ -17,6 +17,7 @@ from models.views import FeatureBank, PseudoViews
 from tests.models.drawn import SIZE, drawn_frames, drawn_translations, tiny_encoder
 
 ANCHOR = ExpertSettings(base_width=16, anchored=AnchoredSettings(correction=False))
+MEASURED = replace(ANCHOR, anchored=AnchoredSettings(correction=False, metric=8))
 SETTINGS = MetaSettings(size=SIZE, expert=ANCHOR, min_pixels=40, batch=3, pool=4)
 
 
@@ -37,6 +38,8 @@ def expert(views, settings=ANCHOR):
     with torch.no_grad():
         for one in made.ensemble.learners:
             one.mix.copy_(torch.tensor([0.7, 0.4]))
+            if one.metric:
+                one.trust.fill_(0.5)
     return made
 
 
@@ -48,7 +51,7 @@ def asked(views, step=0, **changes):
 
 @pytest.mark.parametrize("settings", [
     ANCHOR, replace(ANCHOR, use_base=False), replace(ANCHOR, fusion="F1"),
-    replace(ANCHOR, anchored=AnchoredSettings(width=4)),
+    replace(ANCHOR, anchored=AnchoredSettings(width=4)), MEASURED,
 ])  # fmt: skip
 @pytest.mark.parametrize("pseudo", [0.0, 1.0])
 def test_the_short_way_and_the_long_way_agree(views, desk, monkeypatch, settings, pseudo):
@@ -106,9 +109,18 @@ def test_desks_beside_each_other_share_one_budget(views):
     assert kept and sum(x.nbytes for x in kept) == first.shelf.bytes <= 300_000
 
 
-def test_gradients_reach_the_learners_and_nothing_else(views, desk):
-    model = expert(views).train()
+def test_only_who_measures_is_given_features(views, desk):
+    assert desk.lay(expert(views), 0, *asked(views)).shown is None
+    shown = desk.lay(expert(views, MEASURED), 0, *asked(views)).shown
+    assert [x.low.shape[:2] for x in shown.support] == [(3, 1), (3, 1)] and shown.mask.foreground.shape[:2] == (3, 1)
+
+
+@pytest.mark.parametrize("settings", [ANCHOR, MEASURED])
+def test_gradients_reach_the_learners_and_nothing_else(views, desk, settings):
+    model = expert(views, settings).train()
     out, _ = desk.ask(model, 0, *asked(views))
     out.final.square().mean().backward()
     assert all(one.mix.grad.abs().sum() > 0 for one in model.ensemble.learners)
     assert all(p.grad is None for p in model.base.parameters())
+    learnt = [p.grad for one in model.ensemble.learners if one.metric for p in one.metric.parameters()]
+    assert all(gradient.abs().sum() > 0 for gradient in learnt) and bool(learnt) == (settings == MEASURED)
