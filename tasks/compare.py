@@ -207,6 +207,7 @@ def sit(desk: Desk, expert: Expert, key: EpisodeKey, number: int, meta: MetaSett
     head = {"episode": number, "fold": key.fold, "label": key.label, "query": key.query}
     rows = []
     for stream, logits in answers.items():
-        said = desk.bank.canvas.restore(logits.float().cpu(), *truth.shape)[0].argmax(0).numpy()
-        rows.append({**head, "stream": stream, **dict(zip(COUNTS, episode_counts(said, truth).values(), strict=True))})
+        background, foreground = desk.bank.canvas.restore(logits.float().cpu(), *truth.shape)[0]
+        counts = episode_counts(foreground > background, truth)
+        rows.append({**head, "stream": stream, **dict(zip(COUNTS, counts.values(), strict=True))})
     return rows

@@ -99,7 +99,7 @@ class Examiner:
         result = {name: row[name] for name in ("id", "episode", "fold", "label", "query", "shown")}
         for stream, logits in self.answers(key, batch).items():
             scores = self.bank.canvas.restore(logits.float().cpu(), *truth.shape)
-            mask = scores[0].argmax(0).numpy().astype(np.uint8)
+            mask = (scores[0, 1] > scores[0, 0]).numpy().astype(np.uint8)
             result |= {f"{stream}:{name}": count for name, count in episode_counts(mask, truth).items()}
             if row["shown"]:
                 draft.write(f"masks/{row['id']}.{stream}.png", png_bytes(mask * 255))
