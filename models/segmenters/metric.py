@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from models.backbone import Features
-from models.segmenters.similarity import SoftMask, prototype, to_grid
+from models.segmenters.similarity import SoftMask, prototype, stretch
 
 PACE = 0.015
 """Of the projections. Their entries are of the order 0.1 where margins are weighed by numbers around 1: one rate of
@@ -54,8 +54,14 @@ class LearntMetric(nn.Module):
         return torch.einsum("bdhw,bd->bhw", asked, sides[0] - sides[1])
 
     def _project(self, levels: Features, mask: SoftMask) -> Tensor:
-        """Unit vectors [.., Σ d, h, w]."""
-        cells = to_grid(levels[:3], tuple(mask.foreground.shape[-2:]))
-        matrices = [getattr(self, f"start{level}") + PACE * moved for level, moved in enumerate(self.moved)]
-        projected = [torch.einsum("...chw,dc->...dhw", x, m) for x, m in zip(cells, matrices, strict=True)]
+        """Unit vectors [.., Σ d, h, w].
+
+        Stretching is linear: levels are projected where they are small, and divided by their length where they are not.
+        """
+        grid, projected = tuple(mask.foreground.shape[-2:]), []
+        for level, (x, moved) in enumerate(zip(levels[:3], self.moved, strict=True)):
+            matrix = getattr(self, f"start{level}") + PACE * moved
+            with torch.no_grad():
+                length = torch.linalg.vector_norm(stretch(x, grid), dim=-3, keepdim=True).clamp_(min=1e-12)
+            projected.append(stretch((matrix @ x.flatten(-2)).unflatten(-1, x.shape[-2:]), grid) / length)
         return normalize(torch.cat(projected, -3), dim=-3)
