@@ -36,7 +36,7 @@ META = MetaSettings(
     size=SIZE, expert=ExpertSettings(base_width=16, anchored=AnchoredSettings(correction=False)), min_pixels=30,
     steps=3, batch=2, rate=0.1, validation=2, validate_every=2,
 )
-LEARNT = replace(META, expert=replace(META.expert, anchored=AnchoredSettings(width=4)))
+LEARNT = replace(META, expert=replace(META.expert, anchored=AnchoredSettings(width=4, metric=6)))
 ALONE = replace(META, streams=(Stream("infrared", "infrared"),))
 VARIANTS = (Variant("both", "", META), Variant("alone", "", ALONE), Variant("learnt", "", LEARNT))
 

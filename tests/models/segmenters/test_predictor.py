@@ -56,13 +56,14 @@ def folder(tmp_path_factory, frames) -> Path:
     folders = [tmp_path_factory.mktemp(name) for name in ("frames", "a", "b", "encoder", "base", "translators")]
     save_encoder(folders[3], ENCODER)
     ThermalColour.fit("rgb", [], []).save(folders[5] / "rgb")
-    settings = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=8))
+    settings = ExpertSettings(base_width=16, anchored=AnchoredSettings(width=8, metric=6))
     experts, channels = nn.ModuleDict(), tiny_encoder().channels
     for fold in (0, 2):
         torch.manual_seed(fold)
         experts[str(fold)] = Expert(channels, frames.base(fold), 2, settings)
         for learner in experts[str(fold)].ensemble.learners:
             nn.init.normal_(learner.correct.out.weight)
+            nn.init.ones_(learner.trust)
     job = MetaJob(MetaSettings(size=SIZE, expert=ExpertSettings(anchored=settings.anchored)), (0, 2), "thermal")
     folder = tmp_path_factory.mktemp("model")
     save_model(folder, experts, frames, job, folders, Best(experts))
