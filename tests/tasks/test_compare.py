@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pandas as pd
@@ -19,11 +20,12 @@ from models.metrics import COLUMNS, COUNTS
 from models.segmenters import desk
 from models.segmenters.anchored import AnchoredSettings
 from models.segmenters.expert import Expert, ExpertSettings
+from models.segmenters.fusion import EnsembleOut
 from models.segmenters.lessons import MetaSettings, courses
 from models.segmenters.predictor import load_experts
 from models.segmenters.pspnet import PSPNet
 from models.segmenters.similarity import evidence
-from models.views import PSEUDO_MARK, FeatureBank, Stream
+from models.views import PSEUDO_MARK, FeatureBank, Stream, episode_mask
 from tasks import compare, places, train_meta
 from tasks.compare import Laboratory, Pictures, Variant, cell_table
 from tasks.fanout import Compute
@@ -96,6 +98,21 @@ def test_a_cell_holds_every_episode_of_its_seed_for_every_stream(laboratory):
     asked = [key.seed for key in laboratory.episodes]
     sizes = found.groupby(["seed", "stream"]).size()
     assert set(sizes[5]) == {asked.count(5)} and set(sizes[6]) == {asked.count(6)}
+
+
+def test_an_answer_is_counted_where_its_foreground_is_larger(laboratory):
+    """The truth itself, its opposite, and a tie, which says background."""
+    desk, key = laboratory._desk(VARIANTS[1], 5), laboratory.episodes[0]
+    truth = episode_mask(desk.bank.views.label(key.query), key.label)
+    here = (truth == 1).float()
+    right = torch.stack([1 - here, here])[None]
+    said = EnsembleOut(right, right[:, None].flip(2), torch.zeros(1, 1), torch.zeros(1, 1, *right.shape[1:]))
+    asked = SimpleNamespace(bank=desk.bank, ask=lambda *given: (said, None))
+    rows = {row["stream"]: [row[name] for name in COUNTS] for row in compare.sit(asked, None, key, 0, ALONE)}
+    area, size = int(here.sum()), int((truth != 255).sum())
+    assert rows["all"] == [area, area, size - area, size - area]
+    assert rows["infrared"] == [0, size, 0, size]
+    assert rows["prototype"] == rows["prototype_infrared"] == [0, area, size - area, size]
 
 
 @pytest.mark.parametrize("variant", [0, 2])
