@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -159,16 +160,16 @@ def build(settings: FuserSettings, frames: Frames, trainer: str | None = None) -
 
 
 def balanced(frames: Frames, power: float) -> tuple[float, ...]:
-    """Weights of the classes, background first: (pixels of the largest / own pixels)^power in the train frames, which
-    are taken to be of one size; 1 for a class that none of them shows."""
+    """Weights of the classes, background first: (pixels of the largest / own pixels)^power in the labelled train
+    frames, of whatever sizes; 1 for a class that none of them shows."""
     import numpy as np
 
-    ids = frames.ids("train")
-    found = np.zeros(len(frames.classes) + 1)
-    for id in ids:
+    found, area = np.zeros(len(frames.classes) + 1), 0
+    for id in (id for id in frames.ids("train") if frames.has(id, "label")):
+        area += math.prod(frames.size(id))
         for label, count in frames.pixels(id).items():
             found[label] += count
-    found[0] = max(0, len(ids) * frames.infrared(ids[0]).size - found.sum())
+    found[0] = area - found.sum()
     weights = np.divide(found.max(), found, out=np.ones_like(found), where=found > 0) ** power
     return tuple(weights.round(4).tolist())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -156,6 +157,25 @@ def test_rare_classes_may_weigh_more(tmp_path):
     assert stage.build(SEGMIF, opened).class_weights is None
     given = (1.0,) * len(counts)
     assert stage.build(replace(told, class_weights=given), opened).class_weights.tolist() == list(given)
+
+
+def test_frames_of_any_size_weigh_by_their_own_pixels(tmp_path):
+    """The first frame is cropped to its left half, the second has lost its label."""
+    drawn_frames(tmp_path, train=6, test=3)
+    rows = pd.read_parquet(tmp_path / "rows.parquet")
+    first, second = rows.index[rows.split == "train"][:2]
+    half = Frames.open(tmp_path).label(rows.id[first])[:, :48]
+    (tmp_path / rows.label[first]).write_bytes(png_bytes(half))
+    found = {int(k): int((half == k).sum()) for k in np.unique(half) if k}
+    rows.loc[first, ["width", "classes"]] = [48, json.dumps(found)]
+    rows.loc[second, "label"] = None
+    rows.to_parquet(tmp_path / "rows.parquet")
+    opened = Frames.open(tmp_path)
+    shown = [opened.label(id) for id in opened.ids("train") if opened.has(id, "label")]
+    counts = np.bincount(np.concatenate([label.ravel() for label in shown]), minlength=len(opened.classes) + 1)
+    assert len(shown) == 5 and shown[0].shape == (64, 48)
+    expected = np.where(counts > 0, np.sqrt(counts.max() / np.maximum(counts, 1)), 1.0)
+    assert np.allclose(stage.balanced(opened, 0.5), expected, atol=1e-4)
 
 
 def test_arguments_that_a_fuser_does_not_have_are_told(frames):
