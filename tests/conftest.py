@@ -15,7 +15,11 @@ import uuid
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("thermofuse", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("thermofuse")
 
 # Ray puts sockets under its folder and the kernel allows 107 bytes, so this one is short and not pytest's.
 SESSION = Path(tempfile.mkdtemp(prefix="tf", dir="/tmp"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models.distinct import COPY, calibrate_threshold, choose_distinct, coverage
 
-QUICK = settings(max_examples=30, deadline=None)  # a busy machine is no failure
+QUICK = settings(max_examples=30)
 SEEDS = st.integers(0, 10_000)
 
 

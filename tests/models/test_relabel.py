@@ -12,7 +12,7 @@ from models.pseudolabels import IGNORE
 from models.relabel import Grid, RelabelSettings, accept, mixed_prototypes, relabel
 from tests.models.test_pseudolabels import CHANNELS, CLASSES, DIRECTIONS, LABELS, oracle, scene
 
-QUICK = settings(max_examples=40, deadline=None)  # a busy machine is no failure
+QUICK = settings(max_examples=40)
 PLAIN = RelabelSettings()
 
 
