@@ -63,7 +63,7 @@ def tabulate(
     kept = episodes[episodes["stream"].isin(named.values())]
     pairs = [(row.stream, named[r]) for row in rows for r in references if row.stream != named[r]]
     scores = score(kept, classes, pairs=pairs, resamples=resamples)
-    spread = _per_seed(kept, classes)
+    spread = _per_seed(kept)
     lines = [_line(row, references, named, scores, spread[row.stream]) for row in rows]
     return pd.DataFrame([line | {"held_out": held_out.get(line["row"])} for line in lines] if held_out else lines)
 
@@ -90,11 +90,13 @@ def _points(table: pd.DataFrame, metric: str, **of: str) -> list:
     return [round(100 * float(leaf[name]), 2) for name in ("value", "low", "high")] + [int(leaf["episodes"])]
 
 
-def _per_seed(episodes: pd.DataFrame, classes: Mapping[int, Sequence[int]]) -> dict[str, list[float]]:
-    """mIoU of each stream on the episodes of each seed, in points."""
+def _per_seed(episodes: pd.DataFrame) -> dict[str, list[float]]:
+    """mIoU of each stream on the episodes of each seed, in points; a class that no pixel is or is called enters no
+    mean, as in `models.metrics`."""
     found: dict[str, list[float]] = {}
     sums = episodes.groupby(["stream", "seed", "fold", "label"])[["inter_fg", "union_fg"]].sum()
-    ratio = (sums["inter_fg"] / sums["union_fg"].clip(lower=1)).groupby(["stream", "seed", "fold"]).mean()
+    iou = sums["inter_fg"] / sums["union_fg"].where(sums["union_fg"] > 0)
+    ratio = iou.groupby(["stream", "seed", "fold"]).mean()
     for (stream, _), value in ratio.groupby(["stream", "seed"]).mean().items():
         found.setdefault(stream, []).append(round(100 * float(value), 2))
     return found

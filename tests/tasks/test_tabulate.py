@@ -53,6 +53,14 @@ def test_the_spread_of_the_seeds_is_shown(table):
     assert table["seed_high"].tolist() == [30.0, 50.0, 70.0]
 
 
+def test_a_class_that_no_pixel_is_or_is_called_lowers_no_seed(episodes):
+    nowhere = episodes[episodes["query"] == "z"].assign(label=3, episode=lambda t: t["episode"] + 100)
+    nowhere = nowhere.assign(**dict.fromkeys(COUNTS[:2], 0))
+    table = tabulate(pd.concat([episodes, nowhere]), ROWS, ("control",), {0: (1, 2, 3)}, resamples=20)
+    assert table["miou"].tolist() == [25.0, 45.0, 65.0]
+    assert table["seed_low"].tolist() == [20.0, 40.0, 60.0] and table["seed_high"].tolist() == [30.0, 50.0, 70.0]
+
+
 def test_the_text_has_a_line_per_row(table):
     lines = markdown(table, ("control", "plain")).splitlines()
     assert lines[0] == "| row | mIoU | FB-IoU | seeds | over control | over plain | what it is |"
